@@ -10,6 +10,30 @@ NEAR, HELD = "measured(row.memorisation.train, 3)", "measured(row.memorisation.h
 NEXT = " }}</td><td>{{ "
 MUTANTS = (
     *of(
+        "report/plots/labels",
+        "report/labels",
+        ("left >= end + gap", "left >= end"),
+        ("start += sizes[k]", "start += sizes[k] / 2"),
+        ("(start - length) * added", "start * added"),
+        ("blocks[-1][1] + blocks[-1][2] > start", "blocks[-1][1] > start"),
+        ("wanted[k] - sizes[k] / 2, sizes[k]", "wanted[k], sizes[k]"),
+        ("[1] * height for end", "[0] * height for end"),
+    ),
+    *of(
+        "report/plots/training",
+        "report/labels report/report_drawings",
+        ("least = 0.5 / len(updates)", "least = 1 / len(updates) ** 2"),
+        ("(1 - least * len(short)) / long", "1 / long"),
+        ("n * unit < least", "n * unit < least / 2"),
+        ("short |= below", "return [1 / len(updates)] * len(updates)"),
+        (
+            "self.width * piece.update / self.updates",
+            "self.width * (piece.update - 1) / self.updates",
+        ),
+        ("self.start + self.width / 2", "self.start + self.width"),
+        ("accumulate(widths, initial=0.0)", "accumulate(widths, initial=widths[0])"),
+    ),
+    *of(
         "report/page",
         "report/report_numbers",
         ("faster = slow / seconds if", "faster = seconds / slow if"),
@@ -162,13 +186,9 @@ MUTANTS = (
     *of(
         "report/plots/training",
         "report/report_drawings",
-        ("float(before + last.update)", "float(last.update)"),
-        ("before += updates[-1].update", "before = updates[-1].update"),
         ("sum(losses) / len(losses)", "sum(losses)"),
         ("for update in part], part[-1]", "for update in part], part[0]"),
         ("min(losses),", "max(losses),"),
-        ("(first + last) / 2", "last"),
-        ("        first = last\n", "        first = last - first\n"),
     ),
     *of(
         "report/plots/curves",

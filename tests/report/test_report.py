@@ -274,11 +274,11 @@ def test_a_long_training_stays_small_and_keeps_its_extremes():
     ]
     content = evidence() | {"training": lines}
     assert len(render(typed(content))) < 250_000
-    from halfstep.report.plots.training import _pieces
+    from halfstep.report.plots.training import stage_spans
 
-    [(_, rows)] = _pieces(typed(content).training)
-    assert len(rows) <= 160 and max(row[3] for row in rows) == 2.0
-    assert rows[-1][0] == 20_000
+    [span] = stage_spans(typed(content).training)
+    assert len(span.pieces) <= 160 and max(piece.high for piece in span.pieces) == 2.0
+    assert span.updates == 20_000
 
 
 # ---- the pictures

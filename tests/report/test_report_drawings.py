@@ -276,7 +276,7 @@ def test_the_curves_of_guidance(axes):
         ]
         near(curves(axis)[INK[colour], marker], scores)
     assert axis.get_yscale() == "log" and axis.get_xscale() == "linear"
-    labels = {tuple(text.xy): text.get_text() for text in axis.texts}
+    labels = {tuple(text.xy): text.get_text() for text in axis.texts if not text.arrow_patch}
     assert len(labels) > 8
     for row in rows:
         at = row["inception_score"], row["data_distance"]
@@ -310,25 +310,28 @@ def test_stages_follow_each_other_in_training():
     ]
     upper, lower = axes_of(lambda: figures(typed(FOUND | {"training": lines})))["training"]
     losses = [line for line in upper.lines if to_hex(line.get_color()) == INK["student"]]
-    near(losses[0].get_data(), [(100, 200, 300), (8.1, 8.2, 8.3)])
-    near(losses[1].get_data(), [(400, 500), (4.1, 4.2)])
-    near(losses[2].get_data(), [(600,), (2.1,)])
+    near(losses[0].get_data(), [(1 / 6, 2 / 6, 3 / 6), (8.1, 8.2, 8.3)])
+    near(losses[1].get_data(), [(4 / 6, 5 / 6), (4.1, 4.2)])
+    near(losses[2].get_data(), [(11 / 12,), (2.1,)])  # one point, in the middle of its stage
+    assert [line.get_marker() for line in losses] == ["None", "None", "o"]
     rates = [line for line in lower.lines if to_hex(line.get_color()) == INK["muted"]]
-    near(rates[0].get_data(), [(100, 200, 300), (0.08, 0.04, 8 / 300)])
-    near(rates[1].get_data(), [(400, 500), (0.04, 0.02)])
+    near(rates[0].get_data(), [(1 / 6, 2 / 6, 3 / 6), (0.08, 0.04, 8 / 300)])
+    near(rates[1].get_data(), [(4 / 6, 5 / 6), (0.04, 0.02)])
     edges = [line.get_xdata()[0] for line in upper.lines if to_hex(line.get_color()) == INK["rule"]]
-    assert edges == [300, 500]
-    labels = {text.get_text(): text.get_position()[0] for text in upper.texts}
-    assert labels == {"8": 150, "4": 400, "2": 550}
-    assert upper.get_xlim() == lower.get_xlim() == (0, 600)
+    near(edges, [3 / 6, 5 / 6])
+    for axis, expected in ((upper, ["8", "4", "2"]), (lower, ["300", "200", "100"])):
+        labels = [(text.get_text(), text.xy[0]) for text in axis.texts]
+        assert [text for text, _ in labels] == expected
+        near([at for _, at in labels], [3 / 12, 8 / 12, 11 / 12])
+    assert upper.get_xlim() == lower.get_xlim() == (0, 1)
     assert upper.get_yscale() == "log" and lower.get_yscale() == "linear"
 
 
 def test_a_long_stage_is_drawn_by_means_and_ranges():
     lines = [{"stage": "a", "update": k, "loss": 1.0 + k % 4, "rate": 1e-3} for k in range(1, 641)]
     upper, _ = axes_of(lambda: figures(typed(FOUND | {"training": lines})))["training"]
-    near(upper.lines[0].get_data(), [range(4, 641, 4), [2.5] * 160])
-    near(bands(upper)[INK["student"]], [[(k, 1, 4) for k in range(4, 641, 4)]])
+    near(upper.lines[0].get_data(), [[k / 640 for k in range(4, 641, 4)], [2.5] * 160])
+    near(bands(upper)[INK["student"]], [[(k / 640, 1, 4) for k in range(4, 641, 4)]])
 
 
 def test_what_is_said_of_a_drawing_is_what_is_drawn(everything):

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from math import ceil, floor, log2, log10
 from typing import TYPE_CHECKING
 
+from halfstep.report.plots.labels import End
 from halfstep.report.plots.svg import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+GLYPHS = {"o": "●", "s": "□", "^": "△", "D": "◇", "v": "▽", "p": "⬠", "h": "⬡"}
 Point = tuple[float, float, float, float]
 """x, value, low, high"""
 
@@ -40,6 +42,15 @@ def curve(axis: "Axes", series: Series, bottom: float) -> None:
         x, y, color=colour, marker=series.marker, linestyle=series.line, linewidth=2.6 if strong else 1.5,
         markersize=7.5 if strong else 6, markerfacecolor=colour if strong else "none", markeredgewidth=1.5,
     )  # fmt: skip
+
+
+def ends_of(series: Sequence[Series], bottom: float) -> list[End]:
+    """The last points of curves, labelled with marker and name."""
+    lasts = [(s, s.points[-1]) for s in series]
+    return [
+        End(x, max(y, bottom), f"{GLYPHS[s.marker]} {s.name}", s.colour)
+        for s, (x, y, _, _) in lasts
+    ]
 
 
 def value_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float, float]:

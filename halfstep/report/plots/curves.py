@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
-from halfstep.report.plots.axes import calls_x, curve, log_y, Series, value_range
-from halfstep.report.plots.svg import drawn_twice, INK
+from halfstep.report.plots.axes import calls_x, curve, ends_of, log_y, Series, value_range
+from halfstep.report.plots.labels import End, label_ends, label_uprights
+from halfstep.report.plots.svg import Drawing, drawn_twice, INK
+from halfstep.report.words.numbers import exact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ class ReferenceLine:
 
 def quality(
     series: Sequence[Series], levels: Sequence[ReferenceLine], *, title: str, alt: str
-) -> Markup:
+) -> Drawing:
     """Plot a measure against network calls, both axes logarithmic, intervals as bands."""
     everything = [p[1] for s in series for p in s.points] + [level.value for level in levels]
     tops = [p[3] for s in series for p in s.points] + [level.high for level in levels]
@@ -45,13 +45,16 @@ def quality(
             curve(axis, sampler_series, bottom)
         log_y(axis, bottom, top, title)
         calls_x(axis, series)
+        right = axis.get_xlim()[1]
+        names = [End(right, level.value, level.name, level.colour) for level in levels]
+        label_ends(axis, [*ends_of(series, bottom), *names])
 
     return drawn_twice("quality", draw, alt)
 
 
 def ratios(
     rows: Sequence[tuple[str, float, float, float]], *, tolerance: float | None, alt: str
-) -> Markup:
+) -> Drawing:
     """Plot each student's ratio to the teacher with its interval, and the tolerance."""
     ends = [x for row in rows for x in row[1:]] + [1.0] + ([tolerance] if tolerance else [])
     low, high = min(ends), max(ends)
@@ -71,12 +74,15 @@ def ratios(
         axis.grid(axis="x", color=INK["rule"], linewidth=0.8)
         axis.spines["left"].set_visible(False)
         axis.set_xlabel("Fréchet distance over the teacher's at full steps")
+        names = [(1.0, "as the teacher", "teacher")]
+        names += [(tolerance, f"tolerance {exact(tolerance)}", "student")] if tolerance else []
+        label_uprights(axis, names)
 
     height = 1.1 + 0.5 * len(rows)
     return drawn_twice("ratios", draw, alt, heights=(height, height))
 
 
-def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: str) -> Markup:
+def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: str) -> Drawing:
     """Plot Fréchet distance to the data against Inception score, one curve over the guidance scale each.
 
     scales  labels of the points of each curve
@@ -92,17 +98,14 @@ def tradeoff(series: Sequence[Series], scales: Sequence[Sequence[str]], *, alt: 
         axis.set_xlim(min(x) - margin, max(x) + margin)
         _names(axis, series, scales)
         axis.set_xlabel("Inception score, higher is clearer")
+        label_ends(axis, ends_of(series, bottom))
 
     return drawn_twice("tradeoff", draw, alt)
 
 
 def _names(axis: "Axes", series: Sequence[Series], scales: Sequence[Sequence[str]]) -> None:
     """Label each point, below it if possible, unless there is no room."""
-    unit = axis.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
-    at = [
-        [axis.transData.transform(p[:2]) / unit for p in curve_series.points]
-        for curve_series in series
-    ]
+    at = [[axis.transData.transform(p[:2]) for p in curve_series.points] for curve_series in series]
     taken = [(x, y) for places in at for x, y in places]
     for curve_series, places, names in zip(series, at, scales, strict=True):
         for (x, y), name, point in zip(places, names, curve_series.points, strict=True):
@@ -116,7 +119,7 @@ def _names(axis: "Axes", series: Sequence[Series], scales: Sequence[Sequence[str
                     break
 
 
-def fidelity(series: Sequence[Series], *, title: str, alt: str) -> Markup:
+def fidelity(series: Sequence[Series], *, title: str, alt: str) -> Drawing:
     """Plot errors against network calls, both axes logarithmic."""
     bottom, top = value_range(
         *([p[k] for s in series for p in s.points if p[k] > 0] for k in (1, 3))
@@ -127,5 +130,6 @@ def fidelity(series: Sequence[Series], *, title: str, alt: str) -> Markup:
             curve(axis, errors, bottom)
         log_y(axis, bottom, top, title)
         calls_x(axis, series)
+        label_ends(axis, ends_of(series, bottom))
 
     return drawn_twice("fidelity", draw, alt, heights=(4.2, 4.2))

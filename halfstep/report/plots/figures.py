@@ -1,19 +1,19 @@
-"""The figures of a report, with legends and alternative texts."""
+"""The figures of a report, with alternative texts and the numbers that they show."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle
-
-from markupsafe import Markup
 
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import AnyReport, GuidedRow, Report, Row, Update
 from halfstep.extras import installed
+from halfstep.report.data_tables import Rows, spread as columns
 from halfstep.report.plots import curves
 from halfstep.report.plots.axes import Point, Series
 from halfstep.report.plots.curves import ReferenceLine
-from halfstep.report.plots.sizes import drawing, Line, sizes
-from halfstep.report.plots.training import training
+from halfstep.report.plots.sizes import drawing, Line, series_of, sizes
+from halfstep.report.plots.svg import Drawing
+from halfstep.report.plots.training import stage_spans, training
 from halfstep.report.words.numbers import calls, exact, figure, MINUS, places, ratio
 from halfstep.report.words.verdict import decisive_ratio, sampler, tolerance
 
@@ -22,18 +22,16 @@ STYLES = {  # colour and marker of samplers
     "dpmpp-2m": ("solver", "^"),
     "heun": ("heun", "D"),
 }
-GLYPHS = {"o": "●", "s": "□", "^": "△", "D": "◇", "v": "▽", "p": "⬠", "h": "⬡"}
 STUDENTS = list(zip(("student", "solver", "other", "ddim", "heun"), "s^Dvp", strict=True))
 """Colour and marker of several students, most steps first."""
-DASHED, DOTTED, EDGE = "╌", "┈", "┃"
 
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure and its legend: (glyph, colour, name) of each curve."""
+    """A figure and the numbers that it shows."""
 
-    svg: Markup
-    legend: Sequence[tuple[str, str, str]] = ()
+    drawing: Drawing
+    data: Rows
 
 
 def without_figures() -> str:
@@ -82,19 +80,22 @@ def _quality(report: Report) -> PageFigure | None:
             f" {level.name}: {figure(level.value, places([level.value]))}." for level in levels
         )
     )
-    legend = _legend(series)
-    legend += [
-        (DASHED if level.line == "--" else DOTTED, level.colour, level.name) for level in levels
+    drawn = curves.quality(series, levels, title="Fréchet distance, lower is better", alt=alt)
+    lines = [
+        {
+            "series": level.name,
+            "calls": None,
+            **columns("frechet_distance", Interval(level.value, level.low, level.high)),
+        }
+        for level in levels
     ]
-    return PageFigure(
-        curves.quality(series, levels, title="Fréchet distance, lower is better", alt=alt), legend
-    )
+    return PageFigure(drawn, [*_data(series, "calls", "frechet_distance"), *lines])
 
 
 def _sizes(lines: Sequence[Line], at: str) -> PageFigure | None:
-    if not (drawn := drawing(lines, at)):
+    if not (series := series_of(lines, at)):
         return None
-    return PageFigure(drawn[0], _legend(drawn[1]))
+    return PageFigure(drawing(lines, at, series), _data(series, at, "frechet_distance"))
 
 
 def _baselines(rows: Sequence[Row]) -> list[Series]:
@@ -112,20 +113,19 @@ def _baselines(rows: Sequence[Row]) -> list[Series]:
 
 def _ratios(report: Report) -> PageFigure | None:
     limit = tolerance(report)
-    rows, texts = [], []
+    rows, data, texts = [], [], []
     for row in report.students:
         if measured := decisive_ratio(report, row):
             label = calls(row.calls).replace("network ", "")
             rows.append((label, *_ends(measured)))
+            data.append({"calls": row.calls, **columns("ratio", measured)})
             texts.append(f"{label} {ratio(measured, limit)}")
     if not rows:
         return None
     alt = f"Fréchet distance of each student over its teacher's: {', '.join(texts)}."
-    legend = [("●", "student", "student"), (DASHED, "teacher", "as the teacher")]
     if limit:
         alt += f" The tolerance is {exact(limit)}."
-        legend.append((EDGE, "student", f"tolerance {exact(limit)}"))
-    return PageFigure(curves.ratios(rows, tolerance=limit, alt=alt), legend)
+    return PageFigure(curves.ratios(rows, tolerance=limit, alt=alt), data)
 
 
 def _tradeoff(rows: Sequence[GuidedRow]) -> PageFigure | None:
@@ -154,7 +154,17 @@ def _tradeoff(rows: Sequence[GuidedRow]) -> PageFigure | None:
     if not series:
         return None
     alt = f"Fréchet distance to the data against Inception score. {' '.join(texts)}"
-    return PageFigure(curves.tradeoff(series, scales, alt=alt), _legend(series))
+    data: Rows = [
+        {
+            "series": name,
+            "guidance_scale": row.guidance_scale,
+            "inception_score": score,
+            "frechet_distance": row.data_distance,
+        }
+        for name, scored_rows in by.items()
+        for row, score in scored_rows
+    ]
+    return PageFigure(curves.tradeoff(series, scales, alt=alt), data)
 
 
 def _at_scale(row: GuidedRow, score: float, decimals: int) -> str:
@@ -177,7 +187,7 @@ def _fidelity(students: Sequence[Row]) -> PageFigure | None:
         return None
     alt = f"Errors against network calls, both axes logarithmic. {_alt_text(series)}"
     title = f"root mean square, pixels from {MINUS}1 to 1; lower is better"
-    return PageFigure(curves.fidelity(series, title=title, alt=alt), _legend(series))
+    return PageFigure(curves.fidelity(series, title=title, alt=alt), _data(series, "calls", "rmse"))
 
 
 def _training(updates: Sequence[Update]) -> PageFigure | None:
@@ -186,7 +196,12 @@ def _training(updates: Sequence[Update]) -> PageFigure | None:
     last = {update.stage: update.loss for update in updates}
     ends = ", ".join(f"{name} {loss:.2g}" for name, loss in last.items())
     alt = f"Training loss and rate over all stages. The loss at the end of each: {ends}."
-    return PageFigure(training(updates, alt=alt))
+    data: Rows = [
+        {"stage": span.name} | asdict(piece)
+        for span in stage_spans(updates)
+        for piece in span.pieces
+    ]
+    return PageFigure(training(updates, alt=alt), data)
 
 
 def _points(pairs: Iterable[tuple[int, Interval | None]]) -> list[Point]:
@@ -197,8 +212,13 @@ def _ends(measured: Interval) -> tuple[float, float, float]:
     return measured.value, measured.low, measured.high
 
 
-def _legend(series: Sequence[Series]) -> list[tuple[str, str, str]]:
-    return [(GLYPHS[item.marker], item.colour, item.name) for item in series]
+def _data(series: Sequence[Series], x: str, y: str) -> Rows:
+    """The points of curves, as rows of their data."""
+    return [
+        {"series": item.name, x: at, **columns(y, Interval(*interval))}
+        for item in series
+        for at, *interval in item.points
+    ]
 
 
 def _alt_text(series: Sequence[Series]) -> str:

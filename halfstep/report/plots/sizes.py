@@ -6,13 +6,12 @@ from itertools import cycle
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import Cost
 from halfstep.evaluation.report_data import Report, Row
-from halfstep.report.plots.axes import curve, log_y, Series
-from halfstep.report.plots.svg import drawn_twice, INK
+from halfstep.report.plots.axes import curve, ends_of, log_y, Series
+from halfstep.report.plots.labels import label_ends
+from halfstep.report.plots.svg import Drawing, drawn_twice, INK
 from halfstep.report.words.numbers import big, figure, places, seconds
 from halfstep.report.words.verdict import SAMPLERS
 
@@ -108,11 +107,8 @@ def series_of(lines: Sequence[Line], at: str) -> list[Series]:
     return series
 
 
-def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | None:
-    """The plot of the table over `multiply_adds` or `seconds`, and its curves; None without a point."""
-    series = series_of(lines, at)
-    if not series:
-        return None
+def drawing(lines: Sequence[Line], at: str, series: Sequence[Series]) -> Drawing:
+    """The plot of the table over `multiply_adds` or `seconds`, with the curves of `series_of`."""
     label = {"multiply_adds": "multiply-adds a sample", "seconds": "seconds a sample"}[at]
     words = big if at == "multiply_adds" else seconds
     alt = f"Fréchet distance against {label}, both axes logarithmic. {' '.join(_alt_text(series, words))}"
@@ -132,8 +128,9 @@ def drawing(lines: Sequence[Line], at: str) -> tuple[Markup, list[Series]] | Non
             curve(axis, line, bottom)
         log_y(axis, bottom, top, "Fréchet distance, lower is better")
         _cost_axis(axis, [p[0] for s in series for p in s.points], words, label)
+        label_ends(axis, ends_of(series, bottom))
 
-    return drawn_twice(f"sizes-{at.replace('_', '-')}", draw, alt), series
+    return drawn_twice(f"sizes-{at.replace('_', '-')}", draw, alt)
 
 
 def _alt_text(series: Sequence[Series], words: Callable[[float], str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any, TYPE_CHECKING
 
@@ -49,6 +50,22 @@ STYLE: dict[Any, Any] = {
 }
 
 
+FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot for the page: inline SVG for wide screens, then for narrow ones."""
+
+    inline: Markup
+
+    @property
+    def file(self) -> str:
+        """The wide plot as an SVG file."""
+        wide, end, _ = str(self.inline).partition("</svg>")
+        return standalone(wide + end)
+
+
 def drawn_twice(
     name: str,
     draw: Callable[..., None],
@@ -56,7 +73,7 @@ def drawn_twice(
     *,
     heights: tuple[float, float] = (WIDE[1], NARROW[1]),
     panels: int = 1,
-) -> Markup:
+) -> Drawing:
     """Draw a plot for wide and for narrow screens; the page shows one of them.
 
     name     prefix of the ids inside, to make them unique in a page
@@ -69,13 +86,13 @@ def drawn_twice(
     parts = []
     for kind, width, height in (("wide", WIDE[0], heights[0]), ("narrow", NARROW[0], heights[1])):
         with _house_style():
-            figure = Figure(figsize=(width, height), layout="constrained")
+            figure = Figure(figsize=(width, height), layout="constrained", dpi=72)
             if panels == 1:
                 draw(figure.subplots())
             else:
                 draw(*figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1]))
             parts.append(_inline(figure, f"{name}-{kind}", kind, alt))
-    return Markup("").join(parts)
+    return Drawing(Markup("").join(parts))
 
 
 @contextmanager
@@ -106,3 +123,18 @@ def _inline(figure: "Figure", name: str, kind: str, alt: str) -> Markup:
         body = body.replace(f": {value}", f": var(--{colour})")
     head = f'<svg class="{kind}" {box[0]} role="img" aria-label="{escape(alt)}">'
     return Markup(head + re.sub(r"\s*\n\s*", "\n", body))
+
+
+def standalone(inline: str) -> str:
+    """The SVG file of an inline plot: with its namespaces, size, font and the light colours, on white."""
+    box = re.search(r'viewBox="0 0 (\S+) (\S+)"', inline)
+    alt = re.search(r'aria-label="([^"]*)"', inline)
+    assert box is not None and alt is not None
+    body = inline[inline.index(">") + 1 :].replace(' href="#', ' xlink:href="#')
+    body = re.sub(r"var\(--(\w+)\)", lambda m: INK[m[1]], body)
+    style = f"text {{ font-family: {FONT}; fill: {INK['muted']} }} * {{ stroke-linejoin: round }}"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'{box[0]} width="{box[1]}" height="{box[2]}" role="img">\n<title>{alt[1]}</title>\n'
+        f'<style>{style}</style>\n<rect width="100%" height="100%" fill="#fff"/>{body}\n'
+    )
