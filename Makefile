@@ -45,6 +45,7 @@ assets: install
 # What `halfstep VERB --help` prints, anew: after a change of an option or of its docstring.
 pages: install
 	$(BIN)/python -m tests.cli.help_pages
+	$(BIN)/python -m tests.cli.completion_scripts
 
 mutants: install
 	$(BIN)/python -m tests.mutants

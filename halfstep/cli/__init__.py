@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from textwrap import wrap
 
 from halfstep.cli.names import refuse_unknown
 from halfstep.errors import HalfstepError, Stopped, unknown
@@ -49,14 +50,18 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "grid": ("timesteps and sigmas of a diffusers folder in diffusers and ComfyUI", {}),
     "export": ("export one student, as a folder or a torch program", {}),
+    "completion": ("print a script that completes commands in bash, zsh or tcsh", {}),
 }
 
 TOGETHER = ("train", "distill", "demo", "latents", "sample", "evaluate")
 """Verbs whose processes meet under a launcher."""
 PAGES = Path(__file__).parent / "help"
 """The help page of each command, which `make pages` writes from the declared options."""
+COMPLETION, SHELLS = Path(__file__).parent / "completion", ("bash", "zsh", "tcsh")
+"""The completion script of each shell, which `make pages` writes from the declared options."""
 HELP = """\
-halfstep: how few steps can your diffusion model get away with, and what does it cost?
+halfstep: how few steps can your diffusion model get away with, and what does it
+cost?
 
 usage: halfstep VERB [OPTIONS]
 
@@ -204,10 +209,15 @@ def _set_threads(at_most: int | None) -> None:
 def _listing() -> str:
     lines = []
     for verb, (does, kinds) in VERBS.items():
-        lines.append(f"  {verb:<9} {does}")
-        lines += [f"    {verb} {kind:<15} {text}" for kind, text in kinds.items()]
+        lines += _entry(f"  {verb:<10}", does)
+        lines += [line for kind, text in kinds.items() for line in _entry(f"    {verb} {kind:<15}", text)]
     return "\n".join(lines)
 
 
 def _kinds(kinds: dict[str, str]) -> str:
-    return "\n".join(f"  {kind:<15} {text}" for kind, text in kinds.items())
+    return "\n".join(line for kind, text in kinds.items() for line in _entry(f"  {kind:<16}", text))
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """A name and its text, in lines of 80 columns."""
+    return wrap(text, 80, initial_indent=f"{name} ", subsequent_indent=" " * (len(name) + 1))

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from halfstep.cli import PAGES
+from halfstep.cli.commands.completion import CompletionOptions
 from halfstep.cli.commands.distill import options_for
 from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.commands.grid import GridOptions
@@ -48,6 +49,7 @@ KINDS = {
     "grid": GridOptions,
     "compress": CompressConfig,
     "export": ExportConfig,
+    "completion": CompletionOptions,
     **{f"distill {name}": options_for(name) for name in METHODS},
     "distill knowledge": DistillClassifierConfig,
 }
@@ -126,6 +128,7 @@ EXAMPLES = {
     "encode": ["halfstep encode runs/teacher --images photo.png --out noise.safetensors"],
     "evaluate": ["halfstep evaluate runs/digits", "halfstep evaluate --compare runs/a runs/b"],
     "report": ["halfstep report runs/digits"],
+    "completion": ["halfstep completion bash"],
     "runs": ["halfstep runs runs/", "halfstep runs runs/ --html --watch"],
     "grid": ["halfstep grid stable-diffusion/", "halfstep grid flux/ --steps 4 8 --tokens 1024"],
     "compress": [
