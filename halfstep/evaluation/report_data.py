@@ -16,6 +16,7 @@ from halfstep.evaluation.metrics.cost import Cost
 from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.metrics.fidelity import Fidelity
 from halfstep.evaluation.metrics.memorisation import Memorisation
+from halfstep.evaluation.standing import BestBaseline, StudentVerdict
 from halfstep.schema import UNWRITTEN
 
 Pictures = Mapping[str, NDArray[Any]]
@@ -77,6 +78,7 @@ class Row:
                    compressed student) or other (a network of another size)
     ratio          Fréchet distance over the teacher's, paired
     student_ratio  for role other: the student's Fréchet distance over this one's, at as many steps
+    baseline       for a student: the undistilled teacher at its best with at most as many calls
     """
 
     role: RowRole
@@ -94,6 +96,7 @@ class Row:
     compressed: CompressedRow | None = None
     network: str | None = None
     student_ratio: Interval | None = None
+    baseline: BestBaseline | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +262,8 @@ class Report:
 
     rows      first the teacher at full steps
     training  every logged update of all stages
+    headline  the result in at most 12 words; `verdict` is the sentence with the numbers
+    verdicts  two answers on every student, most network calls first
     """
 
     provenance: Provenance
@@ -267,7 +272,9 @@ class Report:
     rows: tuple[Row, ...]
     guided: GuidedTable | None = None
     training: tuple[Update, ...] = ()
+    headline: str = ""
     verdict: str = ""
+    verdicts: tuple[StudentVerdict, ...] = ()
     pictures: Pictures = field(default_factory=dict, metadata=UNWRITTEN, repr=False, compare=False)
 
     @property
@@ -293,6 +300,7 @@ class EncoderReport:
     run: RunSummary
     reconstruction: Reconstruction
     training: tuple[Update, ...] = ()
+    headline: str = ""
     verdict: str = ""
     pictures: Pictures = field(default_factory=dict, metadata=UNWRITTEN, repr=False, compare=False)
 

@@ -14,7 +14,7 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.report_data import AnyReport, EncoderReport, Pictures, Report, Row
 from halfstep.schema import build, plain, SchemaError
 
-FORMAT = 2
+FORMAT = 3
 REPORT, PICTURES = "report.json", "report.npz"
 MEND = "write halfstep evaluate again"
 

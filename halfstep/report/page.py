@@ -11,6 +11,8 @@ from halfstep.errors import DataError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.report_data import AnyReport, Report, Row
+from halfstep.evaluation.standing import StudentVerdict
+from halfstep.evaluation.verdicts import best_baseline, decisive_ratio, verdicts
 from halfstep.report.guided_table import guided_pictures, guided_view
 from halfstep.report.images.grids import sheets
 from halfstep.report.plots.figures import figures, without_figures
@@ -18,6 +20,8 @@ from halfstep.report.plots.sizes import sizes
 from halfstep.report.plots.svg import COLOURS
 from halfstep.report.templates import template, write_page
 from halfstep.report.words import numbers, verdict as words
+from halfstep.report.words.headline import summarised
+from halfstep.report.words.tiles import tiles
 from halfstep.schema import plain
 
 LIMIT = 5_000_000
@@ -29,7 +33,6 @@ MEASURES = {
     "precision": "precision",
     "recall": "recall",
 }
-WORTH = {"better": "yes", "not better": "no", "undecided": "cannot tell", None: "no baseline"}
 
 
 def write(report: AnyReport, path: Path) -> Path:
@@ -45,6 +48,8 @@ def write(report: AnyReport, path: Path) -> Path:
 def render(report: AnyReport) -> str:
     """The page as text; values that are None are omitted."""
     refuse_not_finite(report)
+    if not report.headline:
+        report = summarised(report)
     page = partial(
         template("page.html.j2").render,
         report=report,
@@ -55,12 +60,12 @@ def render(report: AnyReport) -> str:
         made=asdict(report.provenance),
         colours=COLOURS,
         words=words,
+        tiles=tiles(report),
         dash=numbers.DASH,
     )
     if not isinstance(report, Report):
-        return page(encoders=True, guided=None)
+        return page(encoders=True, guided=None, cautions=[], alarms=[])
     students, rows = report.students, _rows(report)
-    cautions = [caution for row in students if (caution := words.caution(report, row))]
     measured = [name for name in MEASURES if any(getattr(row.distances, name) for row in rows)]
     return page(
         encoders=False,
@@ -68,8 +73,11 @@ def render(report: AnyReport) -> str:
         students=students,
         rows=rows,
         alarms=_alarms(students),
-        cautions=cautions,
-        comparison=[_student_line(report, row) for row in students],
+        cautions=words.too_few_samples(report),
+        comparison=[
+            _student_line(report, row, answer)
+            for row, answer in zip(students, report.verdicts or verdicts(report), strict=True)
+        ],
         places={name: _places(rows, name) for name in MEASURES},
         measures={name: MEASURES[name] for name in measured},
         guided=guided_view(report.guided),
@@ -157,7 +165,7 @@ def _alarms(students: Sequence[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class StudentLine:
-    """A student and the best baseline with at most as many calls.
+    """A student and the best baselines with at most as many calls, several if they tie.
 
     less_floor  ratio to the teacher with the sampling floor subtracted from both; None if the teacher's
                 distance is not above the floor
@@ -165,25 +173,29 @@ class StudentLine:
 
     row: Row
     distance: Interval
-    baseline: Row | None
+    baselines: Sequence[Row]
+    baseline_ratio: Interval | None
     ratio: Interval | None
     difference: float
     less_floor: float | None
-    worth: str
+    good: str
+    better: str
 
 
-def _student_line(report: Report, row: Row) -> StudentLine:
+def _student_line(report: Report, row: Row, answer: StudentVerdict) -> StudentLine:
     distance, teacher = row.distances.frechet_distance, report.teacher.distances.frechet_distance
     floor = report.measure.floor
     above = teacher.value > floor
     return StudentLine(
         row=row,
         distance=distance,
-        baseline=words.best_baseline(report, row.calls),
-        ratio=words.decisive_ratio(report, row),
+        baselines=words.rivals(report, row),
+        baseline_ratio=best.ratio if (best := best_baseline(report, row)) else None,
+        ratio=decisive_ratio(report, row),
         difference=distance.value - teacher.value,
         less_floor=(distance.value - floor) / (teacher.value - floor) if above else None,
-        worth=WORTH[words.against_baseline(report, row)],
+        good=words.GOOD_WORDS[answer.good_enough],
+        better=words.BETTER_WORDS[answer.better],
     )
 
 

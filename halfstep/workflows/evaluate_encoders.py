@@ -10,14 +10,21 @@ from halfstep import files
 from halfstep.data import Data, Latents
 from halfstep.division import ALONE, Division
 from halfstep.evaluation.features.cache import fingerprint
-from halfstep.evaluation.metrics.reconstruction import Originals, reconstructions, sentence, spread
-from halfstep.evaluation.report_data import EncoderReport, Pictures, Reconstruction, RunSummary
+from halfstep.evaluation.metrics.reconstruction import Originals, reconstructions, spread
+from halfstep.evaluation.report_data import (
+    EncoderReport,
+    Pictures,
+    Reconstruction,
+    RunSummary,
+    TrainingCosts,
+)
 from halfstep.evaluation.setups import chosen_counts, Evaluation, steps_of
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import to_uint8
+from halfstep.report.words.headline import summarised
 from halfstep.training.run_folder import RunFolder
-from halfstep.workflows.report import provenance_of, updates_of
+from halfstep.workflows.report import provenance_of, training_cost, updates_of
 
 MOST = 512
 """Images that are encoded and decoded: enough to know their error to 2 %."""
@@ -45,9 +52,13 @@ def evaluate_encoders(
     rows, pictures = reconstructions(
         teacher, chosen, originals, full=config.full_steps, division=division, progress=progress
     )
-    return EncoderReport(
+    report = EncoderReport(
         provenance=provenance_of(run),
-        run=RunSummary(folder=files.name_of(run.folder), config=dict(run.config)),
+        run=RunSummary(
+            folder=files.name_of(run.folder),
+            config=dict(run.config),
+            cost=TrainingCosts(None, training_cost(run.folder)),
+        ),
         reconstruction=Reconstruction(
             data=fingerprint(images),
             images=n,
@@ -56,9 +67,9 @@ def evaluate_encoders(
             rows=tuple(rows),
         ),
         training=updates_of(run.folder),
-        verdict=sentence(rows),
         pictures=_sheet([("images", originals.images), *pictures], config.shown),
     )
+    return summarised(report)
 
 
 def _originals(data: Data, teacher: Pipeline, n: int) -> Originals:

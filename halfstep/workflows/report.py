@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from halfstep import files
@@ -20,8 +19,7 @@ from halfstep.evaluation.report_data import (
 from halfstep.evaluation.report_files import read_report, save_report
 from halfstep.evaluation.report_rows import Comparison, TeacherRows
 from halfstep.progress import Progress, SILENT
-from halfstep.report.words.guided_verdict import guided_verdict
-from halfstep.report.words.verdict import verdict
+from halfstep.report.words.headline import summarised
 from halfstep.schema import build
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import Environment, environment
@@ -86,8 +84,7 @@ def report_on(
         training=tuple(training),
         pictures=parts.pictures,
     )
-    sentence = guided_verdict(parts.guided) if parts.guided else verdict(report)
-    return replace(report, verdict=sentence)
+    return summarised(report)
 
 
 def provenance_of(run: RunFolder) -> Provenance:

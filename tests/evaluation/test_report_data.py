@@ -12,7 +12,7 @@ from tests.support.evidence import encoder_report, full_report
 @pytest.mark.parametrize("content", [full_report(), encoder_report()], ids=["samples", "encoders"])
 def test_what_is_written_is_read(content, tmp_path):
     storage.write_json(tmp_path / "report.json", content)
-    assert {"format": 2, **plain(read_report(tmp_path))} == content
+    assert {"format": 3, **plain(read_report(tmp_path))} == content
 
 
 GONE = object()
@@ -34,7 +34,7 @@ def changed(content, at, value):
 @pytest.mark.parametrize(
     "kind, at, value, word",
     [
-        (full_report, ("rows",), [{}], "calls"),
+        (full_report, ("rows",), [{}], "rows"),
         (full_report, ("rows",), [], "no rows"),
         (full_report, ("measure",), {}, "data"),
         (full_report, ("measure", "samples"), "x", "samples"),

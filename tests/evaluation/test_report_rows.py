@@ -55,6 +55,7 @@ def test_every_row_has_every_number(measured):
         assert row.keys() == {
             "role", "name", "sampler", "steps", "calls", "distances", "ratio", "fidelity", "split",
             "memorisation", "drift", "cost", "compressed", "network", "student_ratio",
+            "baseline",
         }  # fmt: skip
         assert all(row["distances"][name] for name in names)
         for interval in filter(None, row["distances"].values()):

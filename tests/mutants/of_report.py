@@ -40,7 +40,7 @@ MUTANTS = (
         ("difference=distance.value - teacher.value", "difference=teacher.value - distance.value"),
         ("(distance.value - floor) / (teacher.value - floor)", "distance.value / teacher.value"),
         ("get(batches[-1]) if", "get(batches[0]) if"),
-        ("ratio=words.decisive_ratio(report, row)", "ratio=row.ratio"),
+        ("ratio=decisive_ratio(report, row)", "ratio=row.ratio"),
         ("row.compressed.student == student.name", "True"),
         ('row.role == "baseline" else students', 'row.role != "student" else students'),
         (
@@ -82,7 +82,7 @@ MUTANTS = (
             "change.change.high | percent }} to {{ change.change.low",
         ),
         ("'%g' | format(100 * first.limit)", "'%g' | format(first.limit)"),
-        ("line.baseline.calls != line.row.calls", "line.baseline.calls == line.row.calls"),
+        ("other.calls != line.row.calls", "other.calls == line.row.calls"),
     ),
     *of(
         "report/compressed.html.j2",

@@ -89,7 +89,8 @@ def test_students_beside_the_best_baseline(read):
     table = read["Teacher, best baseline and student at equal network calls"]
     assert table.head == [
         "calls", "student", "best baseline", "ratio to teacher", "difference",
-        "ratio, floor taken from both", "worth having",
+        "ratio, floor taken from both", "good enough",
+        "better than the baseline",
     ]  # fmt: skip
     distances = {f"{row['calls']}": row["distances"]["frechet_distance"] for row in STUDENTS}
     check(table, "student", {calls: spread(one) for calls, one in distances.items()})
@@ -109,19 +110,22 @@ def test_students_beside_the_best_baseline(read):
     for row in STUDENTS:
         other, calls = best(row["calls"]), f"{row['calls']}"
         if other is None:
-            assert (table["best baseline"][calls], table["worth having"][calls]) == (
-                DASH,
-                "no baseline",
-            )
+            cells = (table["best baseline"][calls], table["better than the baseline"][calls])
+            assert cells == (DASH, "no baseline")
             continue
         rivals = other["distances"]["frechet_distance"]["value"]
         number, solver = table["best baseline"][calls].split(" ", 1)
         assert says(number, rivals) and solver.startswith(SOLVERS[other["sampler"]])
         assert (f", {other['calls']} network call" in solver) == (other["calls"] != row["calls"])
-        sure = row["ratio"]["high"] < other["ratio"]["low"]
-        worth = "no" if distances[calls]["value"] >= rivals else "yes" if sure else "cannot tell"
-        assert table["worth having"][calls] == worth
-    assert list(table["worth having"].values()) == ["yes", "cannot tell", "no", "no baseline"]
+        better, numbers = re.fullmatch(
+            r"(yes|no|cannot tell) (.*)", table["better than the baseline"][calls]
+        ).groups()
+        assert says(numbers, *spread(row["baseline"]["ratio"]))
+        assert better == {8: "yes", 4: "cannot tell", 2: "no"}[row["steps"]]
+    assert list(table["good enough"].values()) == [
+        "yes" if high <= 1.1 else "no" if low > 1.1 else "cannot tell"
+        for low, high in (one[1:] for one in ratios.values())
+    ]
 
 
 def test_every_way_of_sampling_and_every_measure(read):
@@ -354,7 +358,7 @@ def test_reconstruction_errors():
     content = {name: evidence()[name] for name in ("provenance", "run")}
     content["reconstruction"] = {"images": 12_345, "held_out": True, "full": 64, "rows": rows}
     content["reconstruction"]["data"] = "7" * 64
-    text = render(typed(content | {"training": [], "verdict": "said"}))
+    text = render(typed(content | {"training": [], "headline": "said", "verdict": "x"}))
     table = tables(text)["Reconstruction error"]
     assert table.head == ["encoded by", "calls", "decoded in 64 steps", "decoded in as many steps"]
     check(table, "calls", {row["name"]: (row["steps"],) for row in rows})

@@ -285,7 +285,7 @@ def test_what_is_not_finite_is_refused_by_name(tmp_path):
 
 
 def test_both_pages_are_drawn_from_the_files_of_a_report(tmp_path, text):
-    verdict = {"verdict": "As it was."}
+    verdict = {"headline": "It was", "verdict": "As it was."}
     storage.write_json(tmp_path / "report.json", guided() | verdict)
     np.savez(tmp_path / "report.npz", **guided_pictures())
     assert write_report(tmp_path) == tmp_path / "report.html"
@@ -294,7 +294,9 @@ def test_both_pages_are_drawn_from_the_files_of_a_report(tmp_path, text):
 
 
 def test_a_report_needs_a_folder(tmp_path):
-    storage.write_json(tmp_path / "report.json", guided() | {"verdict": "As it was."})
+    storage.write_json(
+        tmp_path / "report.json", guided() | {"headline": "It was", "verdict": "As it was."}
+    )
     np.savez(tmp_path / "report.npz", **guided_pictures())
     with pytest.raises(ConfigError, match="out=FOLDER"):
         write_report(read_report(tmp_path))
@@ -302,8 +304,8 @@ def test_a_report_needs_a_folder(tmp_path):
 
 def test_the_report_has_a_section_and_is_else_the_same():
     text, plain = (
-        page.render(typed(guided() | {"verdict": "x"}, guided_pictures())),
-        page.render(typed(evidence() | {"verdict": "x"}, guided_pictures())),
+        page.render(typed(guided() | {"headline": "x", "verdict": "x"}, guided_pictures())),
+        page.render(typed(evidence() | {"headline": "x", "verdict": "x"}, guided_pictures())),
     )
     section = re.search(r'<section id="guided".*?</section>\n\n', text, re.S)[0]
     without = text.replace(section, "").replace('<li><a href="#guided">Guidance</a></li>', "")

@@ -6,6 +6,7 @@ from itertools import cycle
 
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import AnyReport, GuidedRow, Report, Row, Update
+from halfstep.evaluation.verdicts import decisive_ratio, tolerance
 from halfstep.extras import installed
 from halfstep.report.data_tables import Rows, spread as columns
 from halfstep.report.plots import curves
@@ -15,7 +16,7 @@ from halfstep.report.plots.sizes import drawing, Line, series_of, sizes
 from halfstep.report.plots.svg import Drawing
 from halfstep.report.plots.training import stage_spans, training
 from halfstep.report.words.numbers import calls, exact, figure, MINUS, places, ratio
-from halfstep.report.words.verdict import decisive_ratio, sampler, tolerance
+from halfstep.report.words.verdict import sampler
 
 STYLES = {  # colour and marker of samplers
     "ddim": ("ddim", "s"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from halfstep.evaluation.report_data import GuidedRow, GuidedTable
+from halfstep.evaluation.verdicts import worst_scale
 from halfstep.report.words.numbers import ratio
 
 
@@ -28,18 +29,9 @@ def guided_verdict(guided: GuidedTable) -> str:
 
 def _worst(guided: GuidedTable) -> list[GuidedRow]:
     """Each student's row of the largest ratio, most calls first."""
-    worst: dict[int, GuidedRow] = {}
-    for row in guided.rows:
-        if row.floor_ratio is None:
-            continue
-        before = worst.get(row.steps)
-        if (
-            before is None
-            or before.floor_ratio is None
-            or row.floor_ratio.value > before.floor_ratio.value
-        ):
-            worst[row.steps] = row
-    return [worst[steps] for steps in sorted(worst, reverse=True)]
+    steps = {row.steps for row in guided.rows if row.role == "student"}
+    rows = (worst_scale(guided, count) for count in sorted(steps, reverse=True))
+    return [row for row in rows if row is not None]
 
 
 def _range(scales: Sequence[float]) -> str:

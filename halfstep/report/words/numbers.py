@@ -1,6 +1,6 @@
 """Format numbers: significant decimals, a true minus, units."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import floor, log10
 from statistics import median
 
@@ -49,6 +49,17 @@ def percent(value: float) -> str:
     """A change, such as "+1.2 %"."""
     text = figure(100 * value, 1)
     return f"{'' if text.startswith(MINUS) or text == '0.0' else '+'}{text} %"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Such as "8, 4 and 2"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if items[1:] else "".join(items)
+
+
+def rounded_up(count: int) -> str:
+    """A number of samples with two digits, rounded up."""
+    unit = 10 ** max(len(str(count)) - 2, 0)
+    return f"{-(-count // unit) * unit:,}"
 
 
 def calls(n: int) -> str:

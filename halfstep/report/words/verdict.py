@@ -1,14 +1,36 @@
-"""The verdict: the result of a report in one sentence."""
+"""The verdict: the result of a report in sentences, with the numbers."""
 
-from typing import Literal
+from collections.abc import Sequence
 
-from halfstep.evaluation.gate import decide, Decision
+from halfstep.evaluation.gate import decide
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import Report, Row
-from halfstep.report.words.numbers import calls, exact, figure, interval, places, ratio as shown
+from halfstep.evaluation.standing import Better, GoodEnough
+from halfstep.evaluation.verdicts import (
+    against,
+    best_baseline,
+    decisive_ratio,
+    floor_multiple,
+    is_poor,
+    MOST,
+    tolerance,
+    tolerance_test,
+    verdicts,
+)
+from halfstep.report.words.guided_verdict import guided_verdict
+from halfstep.report.words.numbers import (
+    calls,
+    DASH,
+    exact,
+    figure,
+    interval,
+    listed,
+    places,
+    ratio as shown,
+    rounded_up,
+)
 from halfstep.training.gate_record import Verdict
 
-Standing = Literal["better", "not better", "undecided"]
 SAMPLERS = {
     "ddim": "DDIM",
     "heun": "Heun",
@@ -18,14 +40,44 @@ SAMPLERS = {
     "dpm-fast": "DPM-Solver-fast",
     "euler-maruyama": "Euler-Maruyama",
 }
+GOOD_ENOUGH = "good enough"
+BETTER = "better than the undistilled teacher"
+"""The two questions, as pages and terminal name them; the student's calls, or fewer, are the teacher's."""
+GOOD_WORDS: dict[GoodEnough, str] = {
+    "yes": "yes",
+    "no": "no",
+    "cannot tell": "cannot tell",
+    "poor teacher": "as its poor teacher",
+    "no tolerance": "no tolerance set",
+    "not measured": DASH,
+}
+BETTER_WORDS: dict[Better, str] = {
+    "yes": "yes",
+    "as good": "as good",
+    "no": "no",
+    "cannot tell": "cannot tell",
+    "no baseline": "no baseline",
+}
 
 
 def verdict(report: Report) -> str:
-    """The result in one sentence.
+    """The result in sentences: the teacher if it is poor, the tolerance, the undistilled teacher.
 
     A student passes or fails if its whole interval lies on one side of the tolerance, and is undecided
     otherwise.  The gate's ratio counts if it was measured with more samples than the report's.
     """
+    test = tolerance_test(report, report.students[0]) if report.students else None
+    parts = [poor_teacher(report)]
+    if test is None or not test.guided:
+        parts.append(_against_teacher(report))
+    if report.guided is not None and report.guided.rows:
+        parts.append(guided_verdict(report.guided))
+    if test is not None and test.guided and test.limit is not None:
+        parts.append(f"The tolerance is {exact(test.limit)}.")
+    return " ".join([*filter(None, parts), against_baselines(report)]).strip()
+
+
+def _against_teacher(report: Report) -> str:
     full, students = report.teacher, report.students
     if not students:
         return (
@@ -39,97 +91,102 @@ def verdict(report: Report) -> str:
             f"Nothing is decided, as no ratio was measured: the Fréchet distance is {_distance(row)} at "
             f"{calls(row.calls)}, the teacher's {_distance(full)} at {full.calls}."
         )
-    limit = tolerance(report)
-    if limit is None:
-        return _without_tolerance(report, ratios)
-    return _against_tolerance(report, ratios, limit)
+    most = tolerance(report)
+    if most is None or is_poor(report):
+        return _without_tolerance(report, ratios, most)
+    return _against_tolerance(report, ratios, most)
 
 
-def tolerance(report: Report) -> float | None:
-    """The tolerance of the run's gate; None without a gate.
-
-    None for a guided run too, whose gate compares with the guided teacher instead of the data.
-    """
-    gate = report.run.gate
-    return None if gate is None or "guidance_scales" in gate.about else gate.tolerance
-
-
-def best_baseline(report: Report, limit: int) -> Row | None:
-    """The baseline nearest to the data with at most `limit` network calls."""
-    fitting = [row for row in report.rows_of("baseline") if row.calls <= limit]
-    return min(
-        fitting, key=lambda row: (row.distances.frechet_distance.value, row.calls), default=None
-    )
-
-
-def decisive_ratio(report: Report, row: Row) -> Interval | None:
-    """The student's Fréchet distance over its teacher's; the gate's if measured with more samples."""
-    decisions = _gate_decisions(report, row)
-    more = [decision for decision in decisions if decision.samples > report.measure.samples]
-    best = max(more, key=lambda decision: decision.samples, default=None)
-    return best.ratio if best else row.ratio
-
-
-def _gate_decisions(report: Report, row: Row) -> list[Decision]:
-    """The gate's decisions on this student, if the gate has the report's settings."""
-    gate, how, full = report.run.gate, report.measure, report.teacher
-    if gate is None or full.sampler != "ddim":  # the gate's full steps are DDIM's
-        return []
-    same = {
-        "features": how.features,
-        "digest": how.digest,
-        "preprocessing": how.preprocessing,
-        "data": how.data,
-        "samples": how.samples,
-        "seed": how.seed,
-        "full": full.steps,
-    }
-    if any(gate.about.get(name) != value for name, value in same.items()):
-        return []
-    return [decision for decision in gate.decisions if decision.steps == row.steps]
-
-
-def against_baseline(report: Report, student: Row) -> Standing | None:
-    """Whether a student is nearer to the data than the best baseline with at most as many calls.
-
-    None without such a baseline.  Intervals decide between "better" and "undecided": those of the paired,
-    and so narrower, ratios to the teacher if both were measured.
-    """
-    other = best_baseline(report, student.calls)
-    if other is None:
-        return None
-    distance, baseline_distance = (
-        student.distances.frechet_distance,
-        other.distances.frechet_distance,
-    )
-    if distance.value >= baseline_distance.value:
-        return "not better"
-    if student.ratio and other.ratio:
-        distance, baseline_distance = student.ratio, other.ratio
-    return "better" if distance.high < baseline_distance.low else "undecided"
-
-
-def caution(report: Report, student: Row) -> str | None:
-    """A sentence if the student does not surely beat the best baseline; else None."""
-    standing, other = against_baseline(report, student), best_baseline(report, student.calls)
-    if other is None or standing not in ("not better", "undecided"):
-        return None
-    at = calls(student.calls)
-    where = f"the undistilled teacher with {sampler(other)} at {calls(other.calls)}"
-    if standing == "not better":
-        return (
-            f"At {at} the student does not beat {where} ({_versus(student, other)}): it is not worth "
-            "having."
-        )
+def poor_teacher(report: Report) -> str:
+    """A sentence if the teacher's distance is many times the floor; else empty."""
+    if not is_poor(report):
+        return ""
+    floor, times = report.measure.floor, floor_multiple(report) or 0.0
     return (
-        f"At {at} {report.measure.samples:,} samples cannot tell whether the student beats {where} "
-        f"({_versus(student, other)})."
+        f"The teacher itself is poor: its Fréchet distance is {_distance(report.teacher)}, "
+        f"{figure(times, 0)} times the {figure(floor, places([floor]))} that perfect samples would score, "
+        "and no student of it is better: train the teacher for longer, then distil it."
     )
+
+
+def against_baselines(report: Report) -> str:
+    """A sentence on all students against the undistilled teacher at equal calls; empty without a baseline."""
+    by: dict[Better, list[Row]] = {}
+    for row in report.students:
+        by.setdefault(against(best_baseline(report, row)), []).append(row)
+    clauses = []
+    if rows := by.get("yes"):
+        clauses.append(f"the student is better than the undistilled teacher at {_at(rows)}")
+    if rows := by.get("as good"):
+        clauses.append(
+            f"the undistilled teacher is as good at {_at(rows)} ({_rivals(report, rows)})"
+        )
+    if rows := by.get("no"):
+        clauses.append(
+            f"the undistilled teacher is better at {_at(rows)} ({_rivals(report, rows)})"
+        )
+    if rows := by.get("cannot tell"):
+        clauses.append(
+            f"{report.measure.samples:,} samples cannot tell at {_at(rows)} whether the student is better "
+            f"than the undistilled teacher ({_rivals(report, rows)})"
+        )
+    return _capital("; ".join(clauses)) + "." if clauses else ""
+
+
+def too_few_samples(report: Report) -> list[str]:
+    """A sentence for each question that the samples cannot answer: how many samples it would take."""
+    answers = list(zip(report.students, verdicts(report), strict=True))
+    good = [(row, answer.good_samples) for row, answer in answers if answer.good_samples]
+    better = [(row, answer.better_samples) for row, answer in answers if answer.better_samples]
+    sentences = []
+    for pairs, question in ((good, "good enough"), (better, "better than the undistilled teacher")):
+        if pairs:
+            n = (
+                tolerance_test(report, pairs[0][0]).samples
+                if pairs is good
+                else report.measure.samples
+            )
+            sentences.append(
+                f"{n:,} samples cannot tell whether the student is {question} at "
+                f"{_at([row for row, _ in pairs])}: {listed([_about(needed) for _, needed in pairs])} would."
+            )
+    return sentences
+
+
+def _about(needed: int) -> str:
+    return f"more than {MOST:,}" if needed >= MOST else f"about {rounded_up(needed)}"
+
+
+def limit(report: Report) -> float | None:
+    """The tolerance that the students are held to."""
+    return tolerance_test(report, report.students[0]).limit if report.students else None
 
 
 def sampler(row: Row) -> str:
     """A sampler's name as in its paper."""
     return SAMPLERS.get(row.sampler, row.sampler)
+
+
+def rivals(report: Report, row: Row) -> list[Row]:
+    """The rows of the best baseline with at most as many calls as a student; several if they tie."""
+    best = best_baseline(report, row)
+    names = best.names if best else ()
+    return [other for other in report.rows_of("baseline") if other.name in names]
+
+
+def _rivals(report: Report, rows: Sequence[Row]) -> str:
+    """Sampler and distance of the best baseline of each student, beside the student's."""
+    parts = []
+    for row in rows:
+        best = rivals(report, row)
+        first, second = (r.distances.frechet_distance.value for r in (best[0], row))
+        decimals = places([first, second])
+        fewer = f" at {calls(best[0].calls)}" if best[0].calls != row.calls else ""
+        parts.append(
+            f"{listed(list(dict.fromkeys(map(sampler, best))))}{fewer} {figure(first, decimals)}, "
+            f"the student {figure(second, decimals)}"
+        )
+    return "; ".join(parts)
 
 
 Ratios = list[tuple[Row, Interval]]
@@ -159,13 +216,18 @@ def _against_tolerance(report: Report, ratios: Ratios, limit: float) -> str:
         )
         clause = _next(report, *by["broken"][0], limit) if by["broken"] else ""
     else:
-        best, ratio = min(ratios, key=lambda pair: pair[1].value)
+        (best, ratio), *others = _nearest(ratios)
+        at = [best.calls, *(row.calls for row, _ in others)]
+        which = (
+            f"the best of them, at {_counted(at)}, has"
+            if not others
+            else (f"the best of them, at {_counted(at)}, have")
+        )
         return (
             f"No student keeps the quality of {calls(full.calls)} within the tolerance of {exact(limit)}: "
-            f"the best of them, at {calls(best.calls)}, has {shown(ratio, limit)} times the teacher's "
-            f"Fréchet distance{_but(report, best)}."
+            f"{which} {shown(ratio, limit)} times the teacher's Fréchet distance."
         )
-    return text + clause + _but(report, best) + "."
+    return text + clause + "."
 
 
 def _next(report: Report, row: Row, ratio: Interval, limit: float) -> str:
@@ -177,44 +239,43 @@ def _next(report: Report, row: Row, ratio: Interval, limit: float) -> str:
     return f"; of {n:,} {noun} {_samples(report, row)} cannot tell: {shown(ratio, limit)}"
 
 
-def _without_tolerance(report: Report, ratios: Ratios) -> str:
-    best, ratio = min(ratios, key=lambda pair: pair[1].value)
+def _without_tolerance(report: Report, ratios: Ratios, limit: float | None) -> str:
+    nearest = _nearest(ratios)
+    ratio = nearest[0][1]
+    at = [row.calls for row, _ in nearest]
     last, last_ratio = ratios[-1]
     text = (
-        f"{_capital(calls(best.calls))} {'has' if best.calls == 1 else 'have'} {shown(ratio)} times the "
+        f"{_capital(_counted(at))} {'has' if at == [1] else 'have'} {shown(ratio)} times the "
         f"Fréchet distance of the teacher's {report.teacher.calls}"
     )
-    if last is not best:
+    if last.calls not in at:
         text += f", {calls(last.calls)} {shown(last_ratio)} times"
-    return f"{text}{_but(report, best)}; no tolerance was set."
+    return f"{text}." if limit else f"{text}; no tolerance was set."
 
 
-def _but(report: Report, student: Row) -> str:
-    """The clause on a baseline that is as good as the student; empty without one."""
-    other = best_baseline(report, student.calls)
-    if other is None or against_baseline(report, student) != "not better":
-        return ""
-    return (
-        f"; but the undistilled teacher with {sampler(other)} is as good at {calls(other.calls)} "
-        f"({_versus(other, student)}), so that the student of {calls(student.calls)} is not worth having"
-    )
-
-
-def _versus(a: Row, b: Row) -> str:
-    first, second = (row.distances.frechet_distance.value for row in (a, b))
-    decimals = places([first, second])
-    return f"{figure(first, decimals)} against {figure(second, decimals)}"
+def _nearest(ratios: Ratios) -> Ratios:
+    """The student of the smallest ratio, with those of the same two decimals."""
+    least = figure(min(ratio.value for _, ratio in ratios), 2)
+    return [pair for pair in ratios if figure(pair[1].value, 2) == least]
 
 
 def _samples(report: Report, row: Row) -> str:
     """The number of samples that decided on this row."""
-    looks = [decision.samples for decision in _gate_decisions(report, row)]
-    return f"{max([report.measure.samples, *looks]):,} samples"
+    return f"{tolerance_test(report, row).samples:,} samples"
 
 
 def _distance(row: Row) -> str:
     distance = row.distances.frechet_distance
     return interval(distance, places([distance.value]))
+
+
+def _at(rows: Sequence[Row]) -> str:
+    return _counted([row.calls for row in rows])
+
+
+def _counted(counts: Sequence[int]) -> str:
+    """Such as "8, 4 and 2 network calls"."""
+    return f"{listed([f'{n:,}' for n in counts])} network call{'' if list(counts) == [1] else 's'}"
 
 
 def _keep(row: Row) -> str:
