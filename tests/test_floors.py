@@ -9,7 +9,7 @@ import pytest
 GROUND = [
     ["version", "errors", "progress", "identity", "code_identity", "rng", "quiet"],
     ["config", "capacity", "division", "extras", "files", "pixels"],
-    ["schema", "batch", "folder_lock"],
+    ["schema", "batch", "folder_lock", "pictures"],
     ["storage", "config.toml"],
 ]
 FLOORS = [

@@ -31,9 +31,9 @@ from halfstep.models.classifiers.ensemble import Teachers
 from halfstep.models.classifiers.feature_cnn import Classifier
 from halfstep.models.classifiers.preprocessing import Preprocessing
 from halfstep.models.classifiers.registry import build_classifier
+from halfstep.pictures import to_uint8
 from halfstep.pipeline import Pipeline
 from halfstep.pixels import scaled
-from halfstep.report.images.png import to_uint8
 from tests.support.denoisers import seeded
 
 N, SHAPE = 9, (1, 8, 8)

@@ -76,7 +76,7 @@ def guided_pictures(pictures: Pictures) -> GuidedPictures | None:
     if stack.ndim != 6 or stack.dtype != np.uint8 or stack.shape[-1] not in (1, 3):
         raise ConfigError(
             f"'guided' must be uint8 [scales, setups, seeds, H, W, 1 or 3], got {stack.dtype} "
-            f"{list(stack.shape)}: convert it with halfstep.report.images.png.to_uint8"
+            f"{list(stack.shape)}: convert it with halfstep.pictures.to_uint8"
         )
     scales = [float(x) for x in pictures.get("guided_scales", np.array([]))]
     labels = [str(x) for x in pictures.get("guided_labels", np.array([]))]

@@ -47,6 +47,7 @@ from halfstep.training.gate_protocol import GateConfig
 from halfstep.training.lora_run import check_lora, LoraRun
 from halfstep.training.prompts import walks_for
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.sample_grid import SampleGrid, why_undrawn
 from halfstep.training.sharding import refuse_settings, whole_copy
 from halfstep.training.stages import load_weights, run_stages, RunOptions
 from halfstep.training.trainable import code_of_net
@@ -218,7 +219,7 @@ def stages_of(method: Method, teacher: Pipeline, denoiser: Denoiser) -> Iterator
 class _PipelineRun:
     """The run that trains or distils a pipeline; holds no weights."""
 
-    rebuild: Callable[..., Pipeline]
+    rebuild: partial[Pipeline]
     """Builds the pipeline with another denoiser."""
     description: JsonObject
     schedule: Schedule
@@ -354,6 +355,7 @@ class _PipelineRun:
     ) -> Pipeline:
         """Train the stages; return the pipeline of the last student."""
         last: list[Pipeline] = []
+        grid, parts = SampleGrid(data, self.processes.device), self.rebuild.keywords
         files: LoraRun | _Whole = self.lora or _Whole()
 
         def read(stage: Stage, folder: Path) -> None:
@@ -376,6 +378,8 @@ class _PipelineRun:
             gate=lambda stage: self._passes_gate(last[0]),
             check=files.check,
             begin=begin,
+            draw=lambda stage: grid.draw(self.pipeline(stage)),
+            undrawn=why_undrawn(parts["shape"], parts["codec"], plan),
         )
         if self.processes.sharded:
             with self.processes.together():

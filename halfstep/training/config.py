@@ -23,7 +23,7 @@ class TrainingConfig(Validated):
     micro_batch_size: CountOrNone = 0
     """Samples per forward and backward of one process; 0 is its whole share."""
     learning_rate: NotNegative = 3e-4
-    """Learning rate."""
+    """Learning rate; another one may be given when a run goes on."""
     learning_rate_schedule: Literal["linear", "constant"] = "linear"
     """The rate falls to 0 within each stage, or stays."""
     warmup: Updates = 0
@@ -50,11 +50,15 @@ class TrainingConfig(Validated):
     seed: Seed = 0
     """All randomness is a function of it."""
 
-    def rate_at(self, update: int, updates: int) -> float:
-        """The learning rate of an update; with warm-up the first one's is 0."""
+    def rate_at(self, update: int, updates: int, highest: float | None = None) -> float:
+        """The learning rate of an update; with warm-up the first one's is 0.
+
+        highest  in place of `learning_rate`, which may change within a run
+        """
+        highest = self.learning_rate if highest is None else highest
         rate = (
-            self.learning_rate
+            highest
             if self.learning_rate_schedule == "constant"
-            else self.learning_rate * (1 - update / updates)
+            else highest * (1 - update / updates)
         )
         return rate * min(update / self.warmup, 1.0) if self.warmup else rate

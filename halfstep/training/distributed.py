@@ -280,6 +280,18 @@ def _join_group(world: int, device: str) -> Any:
     return accelerator
 
 
+def start_tracker(kind: str, project: str, /, **options: Any) -> Any:
+    """Start accelerate's tracker of this kind; only the process that writes calls it."""
+    with quietly():
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()  # the trackers ask it which process they are in
+    tracker = LOGGER_TYPE_TO_CLASS[kind](project, **options)
+    tracker.start()
+    return tracker
+
+
 def _messages() -> Any:
     """The group of all processes for objects, which may wait a day for what the first one does alone.
 

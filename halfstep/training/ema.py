@@ -1,5 +1,8 @@
 """Exponential moving average of weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn, Tensor
 
@@ -30,3 +33,28 @@ class Average:
         """Give the module the averaged weights, in its own precision."""
         for parameter, value in zip(module.parameters(), self.values, strict=True):
             parameter.copy_(value)
+
+    @contextmanager
+    def swapped_into(self, module: nn.Module) -> Iterator[None]:
+        """Inside it the module has the averaged weights; afterwards its own again, to the bit.
+
+        Weights and values change places one after another, so that it takes the memory of one of them.
+        """
+        own = self._swap(module, [])
+        try:
+            yield
+        finally:
+            self._swap(module, own)
+
+    @torch.no_grad()
+    def _swap(self, module: nn.Module, own: list[Tensor | None]) -> list[Tensor | None]:
+        """Exchange weights and values.  Of another dtype than their values, weights are kept apart."""
+        kept = list[Tensor | None]()
+        for k, (weight, value) in enumerate(zip(module.parameters(), self.values, strict=True)):
+            copied = weight.detach().clone()
+            before = own[k] if own else None
+            weight.copy_(value if before is None else before)
+            if weight.dtype == value.dtype:
+                value.copy_(copied)
+            kept.append(None if weight.dtype == value.dtype else copied)
+        return kept

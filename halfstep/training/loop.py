@@ -26,14 +26,18 @@ from halfstep.training.ema import Average
 from halfstep.training.metrics_log import RunCost
 from halfstep.training.oom import naming_memory
 from halfstep.training.optimiser import Optimiser
+from halfstep.training.option_changes import Place, value_at
 from halfstep.training.progress import ProgressCallback, StopOnBrokenPipe, Tally
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.sharding import local
 from halfstep.training.signals import stopping, StopRequest
 from halfstep.training.update import update
+from halfstep.training.watch import Watch
 
 MEASURED = 64
 """Samples for the measures of an objective in the log."""
+SETTINGS = ("learning_rate", "log_every", "save_every")
+"""Settings that may change within a run."""
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Loop:
 
     write          writes a trained stage's student to a folder
     read           gives a stage's student the weights of that folder
+    watch          writes the log and draws samples
     gate           called after each stage; False ends the run there
     from_previous  go on from the checkpoint before a damaged one
     """
@@ -52,6 +57,7 @@ class Loop:
     processes: Processes
     write: Callable[[Stage, Path], None]
     read: Callable[[Stage, Path], None]
+    watch: Watch
     callback: ProgressCallback = field(default_factory=ProgressCallback)
     gate: Callable[[Stage], bool] = lambda stage: True
     from_previous: bool = False
@@ -60,7 +66,7 @@ class Loop:
         """Run every stage in order; return the last student.  Finished stages are read, not redone."""
         student: nn.Module | None = None
         with stopping() as request:
-            self.callback = StopOnBrokenPipe(self.callback, request)
+            self.callback = self.watch.callback = StopOnBrokenPipe(self.callback, request)
             for index, stage in enumerate(stages):
                 self.processes.place(stage)
                 if not self.processes.run_on_first(partial(self._finished, stage, index)):
@@ -70,7 +76,9 @@ class Loop:
                 student = stage.student
                 # All call the gate, so that none waits long; the first one's decision counts.
                 go_on = self.gate(stage)
-                if not self.processes.run_on_first(partial(bool, go_on)):
+                go_on = self.processes.run_on_first(partial(bool, go_on))
+                self.watch.finished(stage, passed=go_on)
+                if not go_on:
                     break
         if student is None:
             raise ConfigError("this method has no stages")
@@ -106,25 +114,33 @@ class Loop:
 
     def _fit(self, stage: Stage, index: int, request: StopRequest) -> None:
         state = self._resume(stage, index)
+        rates = self._rates(stage, index, state.update)
         wrapped = self.processes.wrap(stage.student)
         tally = Tally(self.processes.device)
         began, settings = time.monotonic() - state.seconds, self.settings
         self.callback.begin(stage, state.update)
+        self.watch.begin(stage, state.update)
         try:
             while state.update < stage.updates:
                 stop = request.is_set()
                 stop = self.processes.any_stops(stop, state.update + 1, settings.log_every)
-                rate = settings.rate_at(state.update, stage.updates)
+                rate = rates(state.update)
                 self._update(stage, index, state, wrapped, tally, rate)
                 state.seconds = time.monotonic() - began
                 last = state.update == stage.updates
                 save = state.update % settings.save_every == 0 or last or stop
+                show = self.watch.is_due(stage, state.update)
                 self.callback.step(state.update, rate)
-                if state.update % settings.log_every == 0 or save:
+                logged = state.update % settings.log_every == 0 or save or show
+                if logged:
                     self._report(stage, state, tally, rate)
+                if show:  # before it is saved: a crash leaves no checkpoint without its picture
+                    began += self.watch.show(stage, state)
                 if save:
                     self._refuse_non_finite(stage, state)
                     self._save(stage, index, state)
+                if logged:
+                    self.watch.pace.restart()
                 if stop and not last:
                     raise Stopped(
                         f"stopped at update {state.update:,} of {stage.name}; run the same command "
@@ -151,6 +167,23 @@ class Loop:
         forget = partial(self.run.log_file.forget_after, stage.name, state.update)
         self.processes.run_on_first(forget)
         return state
+
+    def _rates(self, stage: Stage, index: int, update: int) -> Callable[[int], float]:
+        """The learning rate of each update, with the changes within the run; a new one is recorded here."""
+        values = {name: getattr(self.settings, name) for name in SETTINGS}
+        values["samples_every"] = self.watch.samples_every
+        record = partial(self.run.change_options, values, Place(index, update), stage.name)
+        begun, changes, words = self.processes.run_on_first(record)
+        for word in words:
+            self.callback.note(word)
+
+        def rate(update: int) -> float:
+            highest = value_at(
+                "learning_rate", begun["learning_rate"], changes, Place(index, update)
+            )
+            return self.settings.rate_at(update, stage.updates, highest)
+
+        return rate
 
     def _update(
         self,
@@ -211,6 +244,7 @@ class Loop:
         total = self.processes.total(tally.losses / self.processes.world)
         bad = int(self.processes.largest(tally.bad))
         loss, norm = float(total) / max(tally.count, 1), float(tally.norms)
+        samples = tally.count * self.settings.batch_size
         tally.reset()
         if bad < 0 and state.scaler is not None and state.scaler.get_scale() < 1:
             bad = state.update - 1  # every gradient is skipped, however small its loss is scaled
@@ -225,7 +259,7 @@ class Loop:
             "rate": rate,
         }
         measures = self.processes.forward_on_first(partial(self._measures, stage, state))
-        self.processes.run_on_first(lambda: self.run.log({**line, **measures}))
+        self.processes.run_on_first(lambda: self.watch.log({**line, **measures}, samples))
 
     def _non_finite(self, subject: str, update: int, stage: Stage) -> NonFinite:
         norm = self.settings.max_grad_norm

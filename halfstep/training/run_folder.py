@@ -5,6 +5,8 @@ RUN/config.toml     the command's options as they were typed; of a run from Pyth
 RUN/metrics.jsonl   one line every few updates
 RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.json has its updates
 RUN/checkpoints/    the checkpoints of the present stage
+RUN/samples/        pictures of the averaged student's samples, STAGE-UPDATE.png
+RUN/tensorboard/    the events of TensorBoard; wandb/ those of Weights & Biases
 RUN/latents/        images as latents of the teacher's codec, encoded before the run began
 RUN/gate.json       the decisions of the run's gate
 """
@@ -26,6 +28,7 @@ from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import GateRecord, read_gate
 from halfstep.training.metrics_log import LoggedLoss, MetricsLog, RunCost
+from halfstep.training.option_changes import changeable, changed, OptionChange, Place
 from halfstep.training.run_config import read_config
 from halfstep.training.run_identity import (
     compare,
@@ -263,6 +266,23 @@ class RunFolder:
             files.flush_folder(stages)
         files.remove(old)
         self._records.pop(name, None)
+
+    def change_options(
+        self, values: JsonObject, place: Place, name: str
+    ) -> tuple[JsonObject, list[OptionChange], list[str]]:
+        """Record which changeable options have other values from this place on.
+
+        Returns the values that the run began with, all changes, and the new one in words.
+        """
+        about = self.about
+        begun = changeable(about["options"])
+        changes, words = changed(begun, about["changed_options"], values, place, name)
+        if words:
+            self.check()
+            history = [*about["changes"], *words]
+            self.about = {**about, "changes": history, "changed_options": changes}
+            storage.write_json(self.folder / "run.json", self.about)
+        return begun, changes, words
 
     def log_finished(self, name: str) -> None:
         """Add the line of a finished stage to metrics.jsonl, unless it is there."""

@@ -14,6 +14,7 @@ import torch
 from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
 from halfstep.methods.base import StagePlan, teacher_times
+from halfstep.training.option_changes import CHANGEABLE, changeable, OptionChange
 from halfstep.version import __version__
 
 EXTENDABLE = ("stop", "updates")
@@ -57,13 +58,17 @@ class RunRequest(TypedDict):
 class RunRecord(RunRequest):
     """Content of run.json.
 
-    id  stands in the run's stages and checkpoints, and in no other run's
+    options          as resolved; of `CHANGEABLE` ones the values that the run began with
+    id               stands in the run's stages and checkpoints, and in no other run's
+    changes          all changes since the run began, in words
+    changed_options  `CHANGEABLE` options that changed, with the updates from which on
     """
 
     id: str
     argv: list[str]
     environment: Environment
     changes: list[str]
+    changed_options: list[OptionChange]
 
 
 def plan_record(plan: Sequence[StagePlan]) -> RecordedPlan:
@@ -86,17 +91,29 @@ def new_record(
     now     `environment`
     """
     if before is None:
-        return _record(request, uuid.uuid4().hex, now, []), []
+        return _record(request, uuid.uuid4().hex, now, [], []), []
     free, extended = compare(folder, before, request, extend=extend)
     notes = [*free, *_environment_changes(before["environment"], now)]
     record = before
     if notes or extended:
-        record = _record(request, before["id"], now, [*before["changes"], *notes, *extended])
+        options = {**request["options"], **changeable(before["options"])}
+        changes = [*before["changes"], *notes, *extended]
+        request = {**request, "options": options}
+        record = _record(request, before["id"], now, changes, before["changed_options"])
     return record, [f"{note}: from here on not the same to the bit" for note in notes]
 
 
-def _record(request: RunRequest, id: str, now: Environment, changes: list[str]) -> RunRecord:
-    return {**request, "id": id, "argv": sys.argv, "environment": now, "changes": changes}
+def _record(
+    request: RunRequest,
+    id: str,
+    now: Environment,
+    changes: list[str],
+    changed_options: list[OptionChange],
+) -> RunRecord:
+    return {
+        **request, "id": id, "argv": sys.argv, "environment": now, "changes": changes,
+        "changed_options": changed_options,
+    }  # fmt: skip
 
 
 def compare(
@@ -115,7 +132,7 @@ def compare(
     free, extended = list[str](), list[str]()
     for name in sorted(old.keys() | new.keys()):
         was, now = old.get(name), new.get(name)
-        if was == now:
+        if was == now or name in CHANGEABLE:
             continue
         last = name.rpartition(".")[-1]
         extends = last in EXTENDABLE and _extends(last, was, now)

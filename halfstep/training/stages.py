@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import nn
 from halfstep import storage
 from halfstep.capacity import refuse_too_large
 from halfstep.config import JsonObject
+from halfstep.config.validate import CountOrNone, validate
 from halfstep.data import Data
 from halfstep.data.skipped import Skipped
 from halfstep.errors import ConfigError
@@ -29,7 +30,9 @@ from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.sharding import placed_all
+from halfstep.training.trackers import check_trackers, Trackers
 from halfstep.training.trainable import Check, checked, identity_of
+from halfstep.training.watch import Draw, Watch
 
 ON_DEVICE = 2**31
 """Bytes of data below which all of it is kept on the device."""
@@ -55,10 +58,32 @@ class RunOptions:
     """Shows the progress."""
     gate: Callable[[Pipeline], bool] | None = None
     """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
+    log: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl: any of tensorboard, wandb, trackio."""
+    samples_every: CountOrNone | None = None
+    """Updates between pictures of the averaged student's samples in RUN/samples; 0 draws none.  By default as
+    many as `save_every` with a tracker, else 0."""
     shared: JsonObject = field(default_factory=dict)
     """Values that all processes must have in common, such as the options of a command."""
     dry_run: Callable[[Iterator[Stage], Data, TrainingConfig, Processes], None] | None = None
     """Called with the stages instead of training them: nothing is written, and `DryRunFinished` is raised."""
+
+    def __post_init__(self) -> None:
+        names = (self.log,) if isinstance(self.log, str) else tuple(self.log)
+        check_trackers(names)
+        object.__setattr__(self, "log", names)
+        validate("samples_every", self.samples_every, CountOrNone | None, 500)
+
+    def samples_of(self, training: TrainingConfig, undrawn: str) -> int:
+        """Updates between pictures of samples.
+
+        undrawn  why no samples can be drawn; empty if they can
+        """
+        if undrawn and self.samples_every:
+            raise ConfigError(f"{undrawn}: leave samples_every out (command line: --samples-every)")
+        if undrawn or (self.samples_every is None and not self.log):
+            return 0
+        return training.save_every if self.samples_every is None else self.samples_every
 
     def validated_on(self, held_out: Data | None) -> "RunOptions":
         """The same options; all processes must have this held-out data."""
@@ -89,6 +114,8 @@ def run_stages(
     gate: Callable[[Stage], bool] = lambda stage: True,
     check: Check = refuse_wrapped,
     begin: Callable[[Path], None] = lambda folder: None,
+    draw: Draw | None = None,
+    undrawn: str = "",
 ) -> nn.Module:
     """Train these stages in the run folder `out`, and return the last student.
 
@@ -99,6 +126,8 @@ def run_stages(
     gate         called after each stage; False ends the run
     check        refuses a student that could not be read again; before there is a folder, or its stage begins
     begin        called with the run's folder before the first stage, by the process that writes
+    draw         draws a stage's samples
+    undrawn      why no samples can be drawn
     """
     with processes.together():
         if job.shard and not processes.sharded:
@@ -110,6 +139,7 @@ def run_stages(
             **asdict(training),
             "data": data.fingerprint()[:16],
             "flip": data.flip,
+            "samples_every": job.samples_of(training, undrawn),
         }
         if (augmentation := getattr(data, "augmentation", None)) is not None:
             resolved["augmentation"] = asdict(augmentation)
@@ -139,8 +169,15 @@ def run_stages(
                 callback.note(note)
             small = data.to(processes.device) if data.nbytes < ON_DEVICE else data
             before = job.from_previous
-            loop = Loop(run, small, training, processes, write, read, callback, gate, before)
-            student = loop.train(stages)
+            log = job.log if processes.first else ()
+            trackers = Trackers(log, run.folder, run.id, resolved, callback.note)
+            watch = Watch(
+                run, processes, callback, trackers, resolved["samples_every"], draw,
+                compiled=training.compile,
+            )  # fmt: skip
+            loop = Loop(run, small, training, processes, write, read, watch, callback, gate, before)
+            with closing(watch):
+                student = loop.train(stages)
             processes.wait()
     return student
 

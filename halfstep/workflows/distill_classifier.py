@@ -30,6 +30,7 @@ from halfstep.training.classifiers.logit_cache import cached_logits, check_folde
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
+from halfstep.workflows.run_options import run_options_of
 from halfstep.workflows.train_classifier import augmented, ImageOptions, split_held_out
 
 
@@ -112,7 +113,7 @@ class ClassifierDistillation:
 
     def run(self, job: RunOptions | None = None) -> nn.Module:
         """Train the student into the run folder; returns it, in eval mode."""
-        config, job = self.config, job or self.config.folder.job()
+        config, job = self.config, job or run_options_of(self.config)
         cache = None if job.dry_run else config.recipe.cache
         return distill_classifier(
             self.teacher, self.student, self.data, config.folder.out, method=self.method,

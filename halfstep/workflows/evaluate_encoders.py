@@ -19,9 +19,9 @@ from halfstep.evaluation.report_data import (
     TrainingCosts,
 )
 from halfstep.evaluation.setups import chosen_counts, Evaluation, steps_of
+from halfstep.pictures import to_uint8
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.report.images.png import to_uint8
 from halfstep.report.words.headline import summarised
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.report import provenance_of, training_cost, updates_of

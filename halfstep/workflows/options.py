@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfstep.config.validate import Count, Validated
+from halfstep.config.validate import Count, CountOrNone, Validated
 from halfstep.data import Data, load
 from halfstep.files import check_writable
 from halfstep.progress import Progress, SILENT
-from halfstep.training.stages import RunOptions
+from halfstep.training.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,25 @@ class FolderOptions(Validated):
     """Go on from the checkpoint before a damaged one."""
     dry_run: bool = False
     """Print stages, updates, memory and time, without training."""
+    log: tuple[str, ...] = ()
+    """Trackers beside OUT/metrics.jsonl: any of tensorboard, wandb, trackio."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trackers(self.log)
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, before anything is read."""
         check_writable(self.out, "choose another --out")
 
-    def job(self) -> RunOptions:
-        """The options of the run, without a terminal."""
-        return RunOptions(device=self.device, extend=self.extend, from_previous=self.from_previous)
+
+@dataclass(frozen=True, kw_only=True)
+class SampledOptions(FolderOptions):
+    """The folder of a run whose students draw samples."""
+
+    samples_every: CountOrNone | None = None
+    """Updates between pictures of the averaged student's samples, in OUT/samples; 0 draws none. By default
+    --save-every with --log, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

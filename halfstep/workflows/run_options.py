@@ -21,6 +21,8 @@ def run_options_of(options: Any, **more: Any) -> RunOptions:
         device=folder.device,
         extend=folder.extend,
         from_previous=folder.from_previous,
+        log=folder.log,
+        samples_every=getattr(folder, "samples_every", None),
         shared=shared_options(options),
         **vars(memory),
         **more,

@@ -29,6 +29,7 @@ from halfstep.training.classifiers.api import (
 )
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
+from halfstep.workflows.run_options import run_options_of
 
 WITH_TEST = ("fashion-mnist", "cifar10")
 """Sources that have separate test images."""
@@ -99,7 +100,7 @@ class ClassifierRun:
         config = self.config
         return train_classifier(
             self.net, self.data, config.folder.out, held_out=self.held_out, method=config.method,
-            training=config.training, job=job or config.folder.job(),
+            training=config.training, job=job or run_options_of(config),
         )  # fmt: skip
 
     def score(self, net: nn.Module, *, progress: Progress = SILENT) -> Scores:

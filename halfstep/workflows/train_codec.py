@@ -19,6 +19,7 @@ from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
 from halfstep.methods.base import Stage
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.codec import sample_latents
+from halfstep.pictures import Picture, tile
 from halfstep.progress import Progress, SILENT
 from halfstep.report.images.png import save_grid
 from halfstep.rng import fork_rng, key, sample_noise
@@ -28,10 +29,12 @@ from halfstep.training.api import AUTOCAST
 from halfstep.training.distributed import Processes
 from halfstep.training.peers import launched
 from halfstep.training.stages import run_stages, RunOptions
-from halfstep.workflows.options import DataOptions, FolderOptions
+from halfstep.workflows.options import DataOptions, SampledOptions
+from halfstep.workflows.run_options import run_options_of
 
-SCALED, SCORED, SHOWN = 5_000, 1_000, 12
-"""Images for the scale (Rombach et al. 2022, section D.1), for the error, and in the picture."""
+SCALED, SCORED, SHOWN, DRAWN = 5_000, 1_000, 12, 8
+"""Images for the scale (Rombach et al. 2022, section D.1), for the error, in the picture, and in those of a
+run."""
 LOG_VARIANCE = -6.0
 """Log variance of the latents when a codec's training begins."""
 BATCH = 250
@@ -56,7 +59,7 @@ class CodecOptions(Validated):
 class TrainCodecConfig:
     """Train a small image codec, for diffusion in its latents."""
 
-    folder: FolderOptions
+    folder: SampledOptions
     dataset: DataOptions
     codec: CodecOptions = field(default_factory=CodecOptions)
     method: Autoencoding = field(default_factory=Autoencoding)
@@ -98,7 +101,7 @@ class CodecRun:
     def train(self, job: RunOptions | None = None) -> KLCodec:
         """Train the codec into the run folder, and set its scale."""
         config, net, seed = self.config, self.codec, self.config.training.seed
-        job = job or config.folder.job()
+        job = job or run_options_of(config)
         net.autocast = AUTOCAST[config.training.precision]
 
         def write(stage: Stage, folder: Path) -> None:
@@ -113,10 +116,19 @@ class CodecRun:
         run_stages(
             "train codec", config.method.stages(net), {**asdict(config.method), "codec": net.config},
             self.data, config.folder.out, config.training, job, Processes(job.device),
-            write=write, read=read,
+            write=write, read=read, draw=lambda stage: self._drawn(),
         )  # fmt: skip
         net.autocast = None
         return net
+
+    def _drawn(self) -> Picture:
+        """The same images above, their reconstructions below."""
+        pairs = [(x.cpu(), self.codec.decode(z * self.codec.scale).cpu())
+            for x, z in encoded(self.codec, self.data, DRAWN, self.config.training.seed)
+        ]  # fmt: skip
+        return tile(
+            torch.cat([torch.cat(parts) for parts in zip(*pairs, strict=True)]), columns=DRAWN
+        )
 
     def reconstruct(self) -> TrainedCodec:
         """Reconstruct images; the first process writes OUT/codec and a picture of them."""

@@ -10,7 +10,7 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import train
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
-from halfstep.workflows.options import DataOptions, FolderOptions, ShardOptions
+from halfstep.workflows.options import DataOptions, SampledOptions, ShardOptions
 from halfstep.workflows.run_options import run_options_of
 
 
@@ -18,7 +18,7 @@ from halfstep.workflows.run_options import run_options_of
 class TrainDenoiserConfig:
     """Train a diffusion teacher from data."""
 
-    folder: FolderOptions
+    folder: SampledOptions
     dataset: DataOptions
     network: NetworkOptions = field(default_factory=NetworkOptions)
     method: Denoising = field(default_factory=Denoising)

@@ -10,7 +10,7 @@ from PIL import Image
 from halfstep.cli import main
 from halfstep.hub.uvit import PUBLISHED
 from halfstep.models.autoencoder.kl import KLCodec
-from halfstep.report.images.png import to_uint8
+from halfstep.pictures import to_uint8
 from tests.support.networks import CODEC
 
 

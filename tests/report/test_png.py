@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 from halfstep.errors import ConfigError, DataError
+from halfstep.pictures import tile, to_uint8
 from halfstep.report.images.png import (
     quality_curve,
     save_grid,
     save_images,
     save_over,
-    tile,
-    to_uint8,
 )
 from tests.support.denoisers import seeded
 

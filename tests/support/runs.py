@@ -245,6 +245,10 @@ def halted(out, stage, update, **options):
         halve(out, job=job(callback=At(stage, update, crash)), **options)
 
 
+MACHINE = ("seconds", "time", "samples_per_second", "memory")
+"""Numbers of metrics.jsonl that no run has twice."""
+
+
 def logged_lines(out):
-    """The lines of metrics.jsonl without their seconds."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(out).metrics]
+    """The lines of metrics.jsonl without the numbers of the machine."""
+    return [{k: v for k, v in line.items() if k not in MACHINE} for line in RunFolder(out).metrics]

@@ -77,7 +77,7 @@ except Stopped as error:
 found["went on"] = weights(run("stopped"))
 
 try:
-    run("whole", learning_rate=0.7)
+    run("whole", weight_decay=0.7)
 except halfstep.HalfstepError as error:
     found["refused"] = f"{type(error).__name__}: {error}"
 
@@ -188,7 +188,7 @@ class TestTwoProcesses:
         messages = {result["refused"] for result in both[0]}
         assert len(messages) == 1
         assert messages.pop().startswith(
-            f"ConfigError: '{both[1]}/whole' was made with learning_rate = 0.003"
+            f"ConfigError: '{both[1]}/whole' was made with weight_decay = 0.0"
         )
         messages = {result["full"] for result in both[0]}
         assert (

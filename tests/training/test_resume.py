@@ -256,11 +256,11 @@ class TestTheSameFolder:
     @pytest.mark.parametrize(
         "options, says",
         [
-            ({"learning_rate": 1e-3}, "with learning_rate = 0.003, now it is 0.001"),
+            ({"warmup": 2}, "with warmup = 0, now it is 2"),
             ({"seed": 6}, "with seed = 5, now it is 6"),
             ({"ema": 0.0}, "with ema = 0.9, now it is 0.0"),
             ({"betas": (0.9, 0.99)}, r"with betas = \[0.9, 0.999\], now it is \[0.9, 0.99\]"),
-            ({"save_every": 4}, "with save_every = 3, now it is 4"),
+            ({"batch_size": 8}, "with batch_size = 6, now it is 8"),
             ({"precision": "bf16"}, "with precision = fp32, now it is bf16"),
             ({"method": Progressive(start=4, stop=2, updates=(7,))}, "with start = 8, now it is 4"),
             ({"data": points(41)}, "with data = [0-9a-f]{16}, now it is [0-9a-f]{16}"),

@@ -35,7 +35,13 @@ from halfstep.training.api import refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
-from halfstep.workflows.options import DataOptions, EncodingOptions, FolderOptions, MemoryOptions
+from halfstep.workflows.options import (
+    DataOptions,
+    EncodingOptions,
+    FolderOptions,
+    MemoryOptions,
+    SampledOptions,
+)
 
 if TYPE_CHECKING:
     from halfstep.workflows.teacher_latents import TeacherLatents
@@ -79,7 +85,7 @@ class LoraOptions(Validated):
 class DistillOptions(Generic[M]):
     """Make a student that needs fewer steps."""
 
-    folder: FolderOptions
+    folder: SampledOptions
     dataset: DataOptions
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     teacher: TeacherOptions
@@ -93,7 +99,7 @@ class DistillOptions(Generic[M]):
 class PlanOptions(Generic[M]):
     """Make a student that needs fewer steps; without the options that a budget of 60 leaves no room for."""
 
-    folder: FolderOptions
+    folder: SampledOptions
     dataset: DataOptions
     teacher: FewTeacherOptions
     method: M

@@ -81,7 +81,7 @@ def _checked(
     if stack.ndim != 5 or stack.dtype != np.uint8 or stack.shape[-1] not in (1, 3):
         raise ConfigError(
             f"'{name}' must be uint8 [rows, columns, H, W, 1 or 3], got {stack.dtype} "
-            f"{list(stack.shape)}: convert it with halfstep.report.images.png.to_uint8"
+            f"{list(stack.shape)}: convert it with halfstep.pictures.to_uint8"
         )
     if len(labels) != len(stack):
         raise ConfigError(

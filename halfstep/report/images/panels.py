@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from halfstep import files
-from halfstep.report.images.png import STUDENT, TEACHER, tile
+from halfstep.pictures import tile
+from halfstep.report.images.png import STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -30,6 +30,7 @@ from halfstep.training.stages import load_weights, run_stages, RunOptions
 
 SCALED_ON = 5_000
 """Training images for the scale of a feature network's features."""
+NO_SAMPLES = "a classifier has no samples to draw"
 
 
 @fork_rng()
@@ -80,6 +81,7 @@ def train_classifier(
         write=lambda stage, folder: save_classifier(_scaled(stage.student, images), folder),
         read=lambda stage, folder: read_classifier(stage.student, folder),
         check=refuse_changed_classifier,
+        undrawn=NO_SAMPLES,
     ).eval()
 
 

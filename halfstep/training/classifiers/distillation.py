@@ -24,7 +24,7 @@ from halfstep.models.hooks import unwrap
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.rng import fork_rng, key
 from halfstep.training.checks.teacher import checked_on_first, refuse_unread
-from halfstep.training.classifiers.api import read_classifier
+from halfstep.training.classifiers.api import NO_SAMPLES, read_classifier
 from halfstep.training.classifiers.logit_cache import (
     cached_logits,
     CachedLogits,
@@ -86,6 +86,7 @@ def distill_classifier(
         write=lambda stage, folder: write(unwrap(stage.student), folder),
         read=lambda stage, folder: read(unwrap(stage.student), folder),
         check=check,
+        undrawn=NO_SAMPLES,
     )
     return unwrap(last).eval()
 

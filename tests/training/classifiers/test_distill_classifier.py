@@ -25,17 +25,13 @@ from halfstep.training.stages import RunOptions
 from tests.support.classifiers import Net, pictures, run, same, student, teachers, TRAINING, weights
 from tests.support.processes import launched
 from tests.support.progress import Ledger
-from tests.support.runs import At, bits, Crash, crash, everything
+from tests.support.runs import At, bits, Crash, crash, everything, logged_lines
 
 CHANGING = (
     SoftTargets(weight=Linear(1, 0)),
     HardLabels(weight=Linear(0, 1, 0.5)),
     FeatureMatch(pairs=(("hidden", "hidden"), ("conv", "conv")), weight=Linear(1e-2, 0)),
 )
-
-
-def logged(out):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(out).metrics]
 
 
 # To the bit.
@@ -51,7 +47,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path, terms):
             run(tmp_path / "b", *terms, callback=At("student", update, crash))
     run(tmp_path / "b", *terms)
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
-    assert logged(tmp_path / "a") == logged(tmp_path / "b")
+    assert logged_lines(tmp_path / "a") == logged_lines(tmp_path / "b")
 
 
 @pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -84,7 +80,7 @@ def test_kept_answers_and_a_resumed_run(tmp_path):
             )
     run(tmp_path / "b", data=data)  # the kept answers are no part of what a run is
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
-    assert logged(tmp_path / "a") == logged(tmp_path / "b")
+    assert logged_lines(tmp_path / "a") == logged_lines(tmp_path / "b")
 
 
 def test_a_permuted_batch_has_its_answers_permuted(tmp_path):
