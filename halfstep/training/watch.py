@@ -97,7 +97,7 @@ class Watch:
         self.trackers.finish()
 
     def _drawn(self, stage: Stage, state: State) -> Picture | str:
-        """The picture, or why there is none: drawing never ends a training."""
+        """The picture, or the reason for its absence: drawing never ends a training."""
         assert self.draw is not None
         try:
             with fork_rng(), torch.no_grad(), self._averaged(stage, state):
