@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from halfstep.cli import PAGES
 from halfstep.version import __version__
 
 sys.path.insert(0, str(Path(__file__).parent / "extensions"))
@@ -17,14 +18,21 @@ copyright = "the halfstep maintainers, Apache-2.0"
 
 extensions = [
     "myst_nb",
+    "reference",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
 ]
 root_doc = "index"
 exclude_patterns = ["extensions", "**.ipynb_checkpoints"]
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 nitpicky = True
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "none"
+autosummary_generate = False
 highlight_language = "python"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -58,7 +66,19 @@ def online(url):
 
 if not os.environ.get("HALFSTEP_OFFLINE"):
     intersphinx_mapping = {name: (url, None) for name, url in INVENTORIES.items() if online(url)}
-nitpick_ignore_regex = [("py:.*", r"(torch|diffusers)\..*")]  # offline they are text
+nitpick_ignore_regex = [("py:.*", r"(torch|diffusers|numpy)\..*")]  # offline they are text
+
+
+def help_pages():
+    """The pages of help of all verbs, as Markdown."""
+    for path in sorted(PAGES.glob("*.txt")):
+        text = path.read_text(encoding="utf-8")
+        verb = (
+            text.splitlines()[0]
+            .removeprefix("usage: halfstep ")
+            .split(" ")[: 1 + ("-" in path.stem)]
+        )
+        yield f"## {' '.join(verb)}\n\n```text\n{text}```\n"
 
 
 def inside(app, docname, source):

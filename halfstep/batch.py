@@ -26,25 +26,29 @@ def batches(rows: range, size: int) -> list[range]:
 class Cond:
     """The conditions of a network, one row a sample; `None` where absent.
 
-    label     int64 [B]              class; -1 is none (a classifier's data only)
-    encoder_hidden_states  float [B, tokens, D]  text states
-    guidance_scale  float [B]        1 is off
-    added     other tensors by name, one row a sample, as a network of diffusers reads them:
-              pooled_projections, time_ids, encoder_attention_mask, ...
-
-    Tensors of `added` are sliced, joined and moved with the rest.  In the unconditional branch of guidance
+    Tensors of `added` are sliced, joined and moved with the rest. In the unconditional branch of guidance
     those that the null condition names are replaced by its values, and the others stay.
 
-    A subclass may add tensors, one row a sample: they are sliced, joined, moved and dropped with the rest.
-    It may also add a number, a bool or a text that is the same for all samples.  In the unconditional
-    branch of guidance an added tensor becomes zeros, as diffusers does with pooled text, unless its field
-    names another value of one row's shape, or None to keep it:
+    A subclass may add tensors, one row a sample: they are sliced, joined, moved and dropped with the
+    rest. It may also add a number, a bool or a text that is the same for all samples. In the
+    unconditional branch of guidance an added tensor becomes zeros, as diffusers does with pooled text,
+    unless its field names another value of one row's shape, or None to keep it::
 
         @dataclass(frozen=True)
         class Mine(Cond):
             pooled: Tensor | None = None
             mask: Tensor | None = field(default=None, metadata={"null": True})
             size: Tensor | None = field(default=None, metadata={"null": None})
+
+    Args:
+        label: int64 [B], the class; -1 is none (a classifier's data only).
+        encoder_hidden_states: float [B, tokens, D], text states.
+        guidance_scale: float [B]; 1 is off.
+        added: other tensors [B, ...] by name, as a network of diffusers reads them: pooled_projections,
+            time_ids, encoder_attention_mask, ...
+
+    Raises:
+        ConfigError: tensors with different numbers of rows, or a name in `added` that is a field.
     """
 
     label: Tensor | None = None
@@ -58,22 +62,36 @@ class Cond:
         return _each(self, lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> Self:
+        """The conditions on a device; tensors that are there are not copied.
+
+        Args:
+            device: a torch device, or its name.
+        """
         return _each(self, lambda value: value.to(device))
 
     def named(self) -> dict[str, Tensor]:
-        """Its tensors by name, those of `added` and of a subclass too."""
+        """Its tensors [B, ...] by name, those of `added` and of a subclass too."""
         return {name: v for name, v in _values(self).items() if isinstance(v, Tensor)}
 
     def can_drop(self, unconditional: "Null") -> bool:
-        """Whether `dropped(unconditional)` would change anything."""
+        """Whether `dropped(unconditional)` would change anything.
+
+        Args:
+            unconditional: a null condition as of `dropped`: int, float [tokens, D], or a `Cond`.
+        """
         return bool(self._nulls(unconditional))
 
     def dropped(self, unconditional: "Null", where: Tensor | None = None) -> Self:
         """A copy without conditions: labels become the null label, text states those of the empty text.
 
-        unconditional  the null label; the empty text's states, float [tokens, D]; or a condition with the
-                       null values of all its tensors, in one row, or one row a sample
-        where          bool [B]: only these samples are dropped
+        Args:
+            unconditional: the null label; the empty text's states, float [tokens, D]; or a condition with
+                the null values of all its tensors, in one row, or one row a sample.
+            where: bool [B], only these samples are dropped; None drops all.
+
+        Raises:
+            ConfigError: there is nothing to drop, or a null value has another shape than the samples'
+                values.
         """
         nulls = self._nulls(unconditional)
         if not nulls:
@@ -82,7 +100,14 @@ class Cond:
         return _with(self, {name: _nulled(self, name, null, where) for name, null in nulls.items()})
 
     def cat(self, other: "Cond") -> Self:
-        """self's rows, then other's.  Both must have the same fields."""
+        """self's rows, then other's.
+
+        Args:
+            other: conditions with the same fields.
+
+        Raises:
+            ConfigError: only one of the two has a field, or their shapes differ.
+        """
         names = dict.fromkeys([*_values(self), *_values(other)])
         return _with(self, {name: _joined(name, self, other) for name in names})
 
@@ -131,11 +156,15 @@ def completed(cond: Cond | None, defaults: Cond | None, rows: int) -> Cond | Non
 class Batch:
     """Clean data, one row a sample.
 
-    x0     float [B, ...], images in [-1, 1]
-    cond   labels or texts, or None; a label of -1 is "no label"
-    ids    int64 [B]: rows of the data set; None if unknown
-    views  int64 [B]: the view of its sample that each row is, 0 unchanged; None for fresh random views,
-           from which nothing may be cached
+    Args:
+        x0: float [B, ...], images in [-1, 1].
+        cond: labels or texts, or None; a label of -1 is "no label".
+        ids: int64 [B], rows of the data set; None if unknown.
+        views: int64 [B], the view of its sample that each row is, 0 unchanged; None for fresh random
+            views, from which nothing may be cached.
+
+    Raises:
+        ConfigError: conditions with another number of rows than x0 are sliced.
     """
 
     x0: Tensor
@@ -147,6 +176,11 @@ class Batch:
         return _each(self, lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> Self:
+        """The batch on a device; tensors that are there are not copied.
+
+        Args:
+            device: a torch device, or its name.
+        """
         return _each(self, lambda value: value.to(device))
 
 

@@ -20,7 +20,10 @@ def printable(text: str) -> str:
 
 
 class HalfstepError(ValueError):
-    """An error that the user can mend; the message says how, in one line without control characters."""
+    """An error that the user can mend; the message says how, in one line without control characters.
+
+    Its kinds are `ConfigError`, `DataError`, `CheckpointError` and `NonFinite`.
+    """
 
     def __str__(self) -> str:
         return printable(super().__str__())

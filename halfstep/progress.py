@@ -16,13 +16,25 @@ class Progress(Protocol):
     """
 
     def expect(self, steps: int) -> None:
-        """Add steps to the total."""
+        """Add steps to the total.
+
+        Args:
+            steps: 0 or more.
+        """
 
     def advance(self, steps: int = 1) -> None:
-        """Add steps to those done."""
+        """Add steps to those done.
+
+        Args:
+            steps: 0 or more.
+        """
 
     def note(self, text: str) -> None:
-        """Show the user a sentence."""
+        """Show the user a sentence.
+
+        Args:
+            text: the sentence.
+        """
 
 
 class _Silent:

@@ -210,7 +210,9 @@ def _listing() -> str:
     lines = []
     for verb, (does, kinds) in VERBS.items():
         lines += _entry(f"  {verb:<10}", does)
-        lines += [line for kind, text in kinds.items() for line in _entry(f"    {verb} {kind:<15}", text)]
+        lines += [
+            line for kind, text in kinds.items() for line in _entry(f"    {verb} {kind:<15}", text)
+        ]
     return "\n".join(lines)
 
 

@@ -50,19 +50,29 @@ def load(
 ) -> Dataset | Latents:
     """The data of this name or place, checked; a name precedes a place (write ./digits for a folder).
 
-    spec       digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, of tar shards
-               (webdataset) or of tables (parquet, arrow, `save_to_disk`), such files or a pattern of them,
-               an .npy or .npz file, or a folder of latents that `halfstep latents` wrote
-    size       pixels a side: resizes a folder's images, pads Fashion-MNIST evenly with background;
-               other sources must already have it
-    channels   1 or 3: converts a folder's images, tells channels first from last in an array;
-               other sources must already have it
-    flip       training mirrors images at random
-    split      train or test, for Fashion-MNIST and CIFAR-10; other data have no splits
-    skip_bad   leave out images that cannot be decoded; `Dataset.skipped` lists them
-    verify     compare the checksums of all files of latents, not only of those written since the last time
-    progress   advances with every image of a folder, every MiB of a shard that is indexed, or every file of
-               latents that is verified
+    Args:
+        spec: digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER, a folder of images, of tar shards
+            (webdataset) or of tables (parquet, arrow, `save_to_disk`), such files or a pattern of them,
+            an .npy or .npz file, or a folder of latents that `halfstep latents` wrote.
+        size: pixels a side: resizes a folder's images, pads Fashion-MNIST evenly with background; other
+            sources must already have it.
+        channels: 1 or 3: converts a folder's images, tells channels first from last in an array; other
+            sources must already have it.
+        flip: training mirrors images at random.
+        split: train or test, for Fashion-MNIST and CIFAR-10; other data have no splits.
+        skip_bad: leave out images that cannot be decoded; `Dataset.skipped` lists them.
+        verify: compare the checksums of all files of latents, not only of those written since the last
+            time.
+        progress: advances with every image of a folder, every MiB of a shard that is indexed, or every
+            file of latents that is verified.
+
+    Returns:
+        Data in memory, uint8 [N, C, H, W] or float32 [N, ...]; or latents on the disk.
+
+    Raises:
+        ConfigError: an unknown name, or options that the source does not have.
+        DataError: no such file or folder, or images and labels that cannot be read.
+        CheckpointError: a damaged folder of latents.
     """
     for name, count in (("size", size), ("channels", channels)):
         if count is not None and count < 1:

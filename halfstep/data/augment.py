@@ -42,12 +42,15 @@ BLACK = -1.0
 class Augmentation(Validated):
     """The random views of images that training uses.
 
-    steps  names of `STEPS`, applied in this order; mixup comes first
-    views  number of views of an image, itself included.  The others are functions of (seed, row, view) alone,
-           so that a teacher's logits can be cached.  0: a new view every time
-    seed   the seed of the views
+    Args:
+        steps: names of `STEPS`, applied in this order: mixup (which comes first), flip, crop, zoom,
+            report.
+        views: number of views of an image, itself included. The others are functions of (seed, row, view)
+            alone, so that a teacher's logits can be cached. 0: a new view every time.
+        seed: the seed of the views.
 
-    `ConfigError` for unknown steps, a single view, and where kornia is not installed.
+    Raises:
+        ConfigError: unknown steps, a single view, and where kornia is not installed.
     """
 
     steps: tuple[str, ...]
@@ -81,7 +84,15 @@ class Augmentation(Validated):
         return "mixup" in self.steps
 
     def choose(self, rows: Tensor, draw: Draw) -> Tensor | None:
-        """A random view number for each of these rows, int64 [B]; None without a number of views."""
+        """A random view number for each of these rows.
+
+        Args:
+            rows: int64 [B], rows of the data.
+            draw: the randomness of the update.
+
+        Returns:
+            int64 [B]; None without a number of views.
+        """
         return draw.integers(self.views).to(rows.device) if self.views else None
 
     def viewed(
@@ -89,8 +100,15 @@ class Augmentation(Validated):
     ) -> Tensor:
         """Images in these views; view 0 is the original.
 
-        x0               float [B, C, H, W] in [-1, 1]
-        images_of, rows  source of images for mixup, and its number of rows
+        Args:
+            x0: float [B, C, H, W] in [-1, 1].
+            ids: int64 [B], the rows of the images.
+            views: int64 [B], the view of each.
+            images_of: function of rows, int64 [B], that returns images, for mixup.
+            rows: the number of its rows.
+
+        Returns:
+            float [B, C, H, W].
         """
         changed = views.nonzero()[:, 0]
         if not len(changed):
@@ -100,7 +118,17 @@ class Augmentation(Validated):
         return x0.index_copy(0, changed, augmented)
 
     def fresh(self, x0: Tensor, draw: Draw, *, images_of: ImagesOf, rows: int) -> Tensor:
-        """Images in new random views."""
+        """Images in new random views.
+
+        Args:
+            x0: float [B, C, H, W] in [-1, 1].
+            draw: the randomness of the update.
+            images_of: function of rows, int64 [B], that returns images, for mixup.
+            rows: the number of its rows.
+
+        Returns:
+            float [B, C, H, W].
+        """
         device = draw.generator.device
         seed = int(torch.randint(2**31, (), generator=draw.generator, device=device))
         whole = _parameters(self.steps, tuple(x0.shape[2:]), seed, draw.whole)

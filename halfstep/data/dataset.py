@@ -20,17 +20,22 @@ from halfstep.rng import Draw, key
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Values and labels, one row per sample; `DataError` for values that cannot be trained on.
+    """Values and labels in memory, one row per sample.
 
-    values   uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]; latents, [N, C, H, W] or more
-             axes with other channels than 1 or 3, may have any range
-    labels   int64 [N], the class of each sample, -1 for an unknown class; or None
-    names    the names of the classes, or ()
-    flip     `training_batch` mirrors images left to right at random
-    augmentation  the random views of images in `training_batch`, instead of flip
-    origin   name of the bundled data set: digits or two-moons
-    defaults conditions of every sample beside its label, in one row
-    skipped  images that were left out because they cannot be decoded
+    Args:
+        values: uint8 [N, C, H, W] images, or float32 [N, ...] already in [-1, 1]; latents, [N, C, H, W]
+            or more axes with other channels than 1 or 3, may have any range.
+        labels: int64 [N], the class of each sample, -1 for an unknown class; or None.
+        names: the names of the classes, or ().
+        flip: `training_batch` mirrors images left to right at random.
+        augmentation: the random views of images in `training_batch`, instead of flip.
+        origin: name of the bundled data set: digits or two-moons.
+        defaults: conditions of every sample beside its label, in one row.
+        skipped: images that were left out because they cannot be decoded.
+
+    Raises:
+        DataError: values or labels that cannot be trained on, such as nan, or pixels of 0 to 255 as
+            floats.
     """
 
     values: Tensor
@@ -96,6 +101,11 @@ class Dataset:
         return len(self.values)
 
     def to(self, device: torch.device | str) -> "Dataset":
+        """The data on a device; tensors that are there are not copied.
+
+        Args:
+            device: a torch device, or its name.
+        """
         labels = None if self.labels is None else self.labels.to(device)
         defaults = None if self.defaults is None else self.defaults.to(device)
         return replace(self, values=self.values.to(device), labels=labels, defaults=defaults)
@@ -103,8 +113,12 @@ class Dataset:
     def batch(self, rows: Tensor, flips: Tensor | None = None) -> Batch:
         """These rows as float32 in [-1, 1], with their labels; view 1 is the mirror image.
 
-        rows    int64 [B]
-        flips   bool [B]: mirror these; None mirrors none
+        Args:
+            rows: int64 [B].
+            flips: bool [B], mirror these; None mirrors none.
+
+        Raises:
+            DataError: flips of another shape, or of samples that are no images.
         """
         rows = rows.to(self.values.device)
         x0, views = self.values[rows], torch.zeros_like(rows)
@@ -122,7 +136,12 @@ class Dataset:
         return Batch(x0, completed(cond, self.defaults, len(rows)), rows, views)
 
     def training_batch(self, rows: Tensor, draw: Draw) -> Batch:
-        """These rows for training: augmented, or with `flip` a random half of them mirrored."""
+        """These rows for training: augmented, or with `flip` a random half of them mirrored.
+
+        Args:
+            rows: int64 [B].
+            draw: the randomness of the update.
+        """
         if (augmentation := self.augmentation) is None:
             return self.batch(rows, draw.uniform() < 0.5 if self.flip else None)
         rows = rows.to(self.values.device)
@@ -135,7 +154,12 @@ class Dataset:
     def viewed(self, rows: Tensor, views: Tensor) -> Batch:
         """These rows in these views, 0 to `self.views` - 1; view 0 is the original.
 
-        rows, views  int64 [B]
+        Args:
+            rows: int64 [B].
+            views: int64 [B].
+
+        Raises:
+            DataError: a view that does not exist.
         """
         if self.views is None or int(views.max()) >= self.views or int(views.min()) < 0:
             raise DataError(
@@ -155,7 +179,13 @@ class Dataset:
     def labelled(self, count: int, *, seed: int = 0, keep_others: bool = True) -> "Dataset":
         """The data with labels for `count` samples of each class only, chosen by the seed.
 
-        keep_others  keep the other samples, without a label (-1); or leave them out
+        Args:
+            count: labelled samples of each class.
+            seed: chooses them.
+            keep_others: keep the other samples, without a label (-1); or leave them out.
+
+        Raises:
+            DataError: the data has no labels, or too few of a class.
         """
         if self.labels is None:
             raise DataError("this data has no labels to choose from: give labelled data")
@@ -168,7 +198,15 @@ class Dataset:
         return replace(self, labels=labels, names=names)
 
     def apart(self, share: float, *, seed: int = 0) -> "tuple[Dataset, Dataset]":
-        """Two disjoint parts, chosen by the seed: the second has this share of the samples."""
+        """Two disjoint parts, chosen by the seed: the second has this share of the samples.
+
+        Args:
+            share: in (0, 1).
+            seed: chooses the samples.
+
+        Raises:
+            DataError: a share that leaves one part empty.
+        """
         count = round(len(self) * validate("share", share, Share))
         if not 0 < count < len(self):
             raise DataError(
@@ -179,7 +217,11 @@ class Dataset:
         return self.only(order[count:].sort().values), self.only(order[:count].sort().values)
 
     def only(self, rows: Tensor) -> "Dataset":
-        """These samples in this order; rows may repeat."""
+        """These samples in this order; rows may repeat.
+
+        Args:
+            rows: int64 [M].
+        """
         labels = None if self.labels is None else self.labels[rows.to(self.labels.device)]
         names = () if labels is None else self.names or tuple(map(str, range(self.num_classes)))
         return replace(

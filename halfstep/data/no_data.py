@@ -23,13 +23,18 @@ NO_DATA = (NONE, "none:student")
 class NoData:
     """No data: distillation at the states of walks from noise, with labels or prompts in turn.
 
-    walk      who walks: teacher, or student
-    labels    the classes of walks, int64 [N] or whole numbers; by default all of the teacher's
-    prompts   the texts of walks, for a teacher that reads texts
-    shape     of a sample; `distill` takes the teacher's
-    names     the names of the teacher's classes
-    contexts  the prompts' conditions; `distill` has the teacher's own encoders make them, once
-    defaults  conditions of every sample beside its label and text, in one row
+    Args:
+        walk: the network that walks: "teacher" or "student".
+        labels: the classes of walks, int64 [N] or whole numbers; by default all of the teacher's.
+        prompts: the texts of walks, for a teacher that reads texts.
+        shape: the shape of a sample; `distill` takes the teacher's.
+        names: the names of the teacher's classes.
+        contexts: the prompts' conditions; `distill` has the teacher's own encoders make them, once.
+        defaults: conditions of every sample beside its label and text, in one row.
+
+    Raises:
+        ConfigError: another walker, labels that are no whole numbers, or prompts that are no list of
+            texts.
     """
 
     walk: Walker = "teacher"
@@ -66,7 +71,11 @@ class NoData:
 
     @classmethod
     def named(cls, spec: str) -> Self:
-        """No data of the name `none` or `none:student`."""
+        """No data of the name `none` or `none:student`.
+
+        Args:
+            spec: the name.
+        """
         return cls(walk="teacher" if spec == NONE else "student")
 
     @property

@@ -52,8 +52,16 @@ class NetTime(Validated):
     """The time input of a network: `scale * t + offset`, or the same of sigma or the log-SNR (within +-20).
 
     A diffusers model on a table of 1000: scale 1000, offset -1 (t = (n + 1) / 1000, label n); of flow
-    matching: 1000 sigma, or sigma itself (Flux).
-    The official U-ViT: scale 999 (continuous), or 1000 and offset 0 (discrete, labels 1 to 1000).
+    matching: 1000 sigma, or sigma itself (Flux). The official U-ViT: scale 999 (continuous), or 1000 and
+    offset 0 (discrete, labels 1 to 1000).
+
+    Args:
+        of: the quantity that is scaled.
+        scale: its factor.
+        offset: added to it.
+
+    Raises:
+        ConfigError: a scale of 0, at which the network would not see the time.
     """
 
     of: Literal["t", "sigma", "logsnr"] = "t"
@@ -92,15 +100,18 @@ def level_of(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
 class Denoiser(nn.Module):
     """A network that maps (x_t, t, cond) to a `Prediction`.
 
-    x_t   float [B, ...]   noisy data
-    t     float [B]        time in [0, 1]; 0 is data, 1 is noise.  float64 keeps the level exact
-    cond  `Cond` or None   the condition
+    It is called with x_t, float [B, ...], noisy data; t, float [B], the time in [0, 1], 0 data and 1
+    noise (float64 keeps the level exact); and cond, a `Cond` or None.
 
-    net               any module called as net(x_t, time, cond), with x_t's channels out (twice for X0AndEps)
-    schedule          the noise schedule
-    parameterisation  the meaning of the network's output
-    time              the network's time input
-    autocast          dtype in which the network alone runs (bfloat16, float16), or None
+    Args:
+        net: any module called as net(x_t, time, cond), with x_t's channels out (twice for `X0AndEps`).
+        schedule: the noise schedule.
+        parameterisation: the meaning of the network's output.
+        time: the network's time input; None is 1000 t.
+        autocast: dtype in which the network alone runs (bfloat16, float16), or None.
+
+    Raises:
+        ConfigError: times or outputs of another shape than x_t asks for, when it is called.
     """
 
     def __init__(
@@ -119,7 +130,15 @@ class Denoiser(nn.Module):
         self.time, self.autocast = time or NetTime(), autocast
 
     def level(self, t: Tensor, x: Tensor) -> Level:
-        """`level_of` on this denoiser's schedule."""
+        """`level_of` on this denoiser's schedule.
+
+        Args:
+            t: float [B], times in [0, 1].
+            x: float [B, ...], to whose axes the level is broadcast.
+
+        Raises:
+            ConfigError: not one time a sample.
+        """
         return level_of(self.schedule, t, x)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
@@ -129,7 +148,19 @@ class Denoiser(nn.Module):
         return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
 
     def raw_output(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """The network's raw output, computed in its own dtype or under autocast."""
+        """The network's raw output, computed in its own dtype or under autocast.
+
+        Args:
+            x_t: float [B, C, ...], noisy data.
+            t: float [B], times in [0, 1].
+            cond: the conditions, or None.
+
+        Returns:
+            float [B, C, ...], or [B, 2 C, ...] for `X0AndEps`.
+
+        Raises:
+            ConfigError: an output of another shape.
+        """
         precision = (
             torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext()
         )
@@ -165,7 +196,11 @@ class Denoiser(nn.Module):
         return False
 
     def trainable_copy(self) -> "Denoiser":
-        """A trainable copy; parameters that are `not_trained` stay so in it."""
+        """A trainable copy; parameters that are `not_trained` stay so in it.
+
+        Raises:
+            ConfigError: the network is int8.
+        """
         if getattr(self.net, "quantised", None):
             raise ConfigError("this network is int8 and cannot be trained: give its float original")
         student = copy.deepcopy(self).train()
@@ -178,7 +213,12 @@ class Denoiser(nn.Module):
         return self.eval().requires_grad_(False)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Compile the network alone with `torch.compile`, in place: levels are cheap, and change."""
+        """Compile the network alone with `torch.compile`, in place: levels are cheap, and change.
+
+        Args:
+            args: as of `torch.compile`.
+            options: as of `torch.compile`.
+        """
         self.net.compile(*args, **options)
 
 

@@ -54,13 +54,21 @@ class _GuidedDenoiser(nn.Module):
 
 
 class Guided(_GuidedDenoiser):
-    """A denoiser with classifier-free guidance: both branches in one batched forward.
+    """A denoiser with classifier-free guidance (Ho & Salimans 2022): both branches in one batched forward.
 
-    scale  1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
-           A float, or float [B] for one scale per sample.  At scale 1 the null branch is not evaluated
-    norm   side of the patches on which the guided output is scaled to the conditional one's norm, as the
-           pipeline of Qwen-Image does; 0 leaves it
-    null   the null label; the states of the empty text, [tokens, D]; or a `Cond` of one row, or one a sample
+    x0 = x0(null) + scale (x0(cond) - x0(null)), and eps likewise.
+
+    Args:
+        denoiser: the denoiser that is guided.
+        scale: 1 is no guidance, as in diffusers; the w of Ho & Salimans and of Meng et al. is scale - 1.
+            A float, or float [B] for one scale per sample. At scale 1 the null branch is not evaluated.
+        null: the null label; the states of the empty text, float [tokens, D]; or a `Cond` of one row, or
+            one a sample.
+        norm: side of the patches on which the guided output is scaled to the conditional one's norm, as
+            the pipeline of Qwen-Image does; 0 leaves it.
+
+    Raises:
+        ConfigError: a scale that is not finite; or a call without the condition that guidance needs.
     """
 
     def __init__(self, denoiser: Denoiser, scale: float | Tensor, null: Null, *, norm: int = 0):
@@ -90,7 +98,14 @@ class Guided(_GuidedDenoiser):
         return self.combined(null, label, x_t, t)
 
     def combined(self, null: Prediction, label: Prediction, x_t: Tensor, t: Tensor) -> Prediction:
-        """The guided prediction of these two at x_t."""
+        """The guided prediction of these two at x_t.
+
+        Args:
+            null: the prediction without the condition.
+            label: the prediction with it.
+            x_t: float [B, ...], noisy data.
+            t: float [B], times in [0, 1].
+        """
         scale = self.scale
         if isinstance(scale, Tensor):
             scale = scale.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t.dtype)
@@ -116,8 +131,17 @@ def _patch_norms(x: Tensor, side: int) -> Tensor:
 class ClassifierGuided(_GuidedDenoiser):
     """A denoiser pushed towards a class by a classifier of noisy images (Dhariwal & Nichol 2021, Alg. 2).
 
-    eps - scale * sigma * grad_x log p(label | x_t); the classifier is called as classifier(x_t, t) and
-    returns logits [B, classes].  Scale 0 is no guidance.  Refused where alpha = 0.
+    eps - scale * sigma * grad_x log p(label | x_t).
+
+    Args:
+        denoiser: the denoiser that is guided.
+        classifier: called as classifier(x_t, t), with x_t float [B, ...] and t float [B]; returns logits
+            [B, classes].
+        scale: 0 is no guidance.
+
+    Raises:
+        ConfigError: a scale that is not finite; a call without labels, or where alpha = 0; logits without
+            a gradient.
     """
 
     def __init__(self, denoiser: Denoiser, classifier: nn.Module, scale: float):

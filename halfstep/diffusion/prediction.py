@@ -17,14 +17,28 @@ from halfstep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Prediction:
-    """The clean image and the noise predicted from x_t: `level.mix(x0, eps) == x_t`."""
+    """The clean image and the noise predicted from x_t: `level.mix(x0, eps) == x_t`.
+
+    Args:
+        x0: float [B, ...], the clean image.
+        eps: float [B, ...], the noise.
+    """
 
     x0: Tensor
     eps: Tensor
 
     @classmethod
     def from_x0(cls, x0: Tensor, x_t: Tensor, level: Level) -> "Prediction":
-        """eps = (x_t - alpha x0) / sigma.  Refused where sigma = 0."""
+        """The prediction with this x0: eps = (x_t - alpha x0) / sigma.
+
+        Args:
+            x0: float [B, ...].
+            x_t: float [B, ...], the noisy data.
+            level: alpha and sigma, broadcastable to x_t.
+
+        Raises:
+            ConfigError: sigma = 0.
+        """
         if _is_true((level.sigma == 0).any()):
             raise ConfigError(
                 "an x0 output does not determine eps at sigma = 0: start above t = 0, or use a "
@@ -34,7 +48,16 @@ class Prediction:
 
     @classmethod
     def from_eps(cls, eps: Tensor, x_t: Tensor, level: Level) -> "Prediction":
-        """x0 = (x_t - sigma eps) / alpha.  Refused where alpha = 0."""
+        """The prediction with this eps: x0 = (x_t - sigma eps) / alpha.
+
+        Args:
+            eps: float [B, ...].
+            x_t: float [B, ...], the noisy data.
+            level: alpha and sigma, broadcastable to x_t.
+
+        Raises:
+            ConfigError: alpha = 0.
+        """
         if _is_true((level.alpha == 0).any()):
             raise ConfigError(
                 "an eps output does not determine x0 at alpha = 0: start below t = 1, or turn the "
@@ -43,12 +66,26 @@ class Prediction:
         return cls((x_t - level.sigma * eps) / level.alpha, eps)
 
     def toward(self, other: "Prediction", scale: float | Tensor) -> "Prediction":
-        """self at scale 0, other at scale 1, beyond other above 1 (classifier-free guidance)."""
+        """self at scale 0, other at scale 1, beyond other above 1 (classifier-free guidance).
+
+        Args:
+            other: the prediction at scale 1.
+            scale: a number, or float [B, 1, ...].
+        """
         x0 = self.x0 + scale * (other.x0 - self.x0)
         return Prediction(x0, self.eps + scale * (other.eps - self.eps))
 
     def clipped(self, x_t: Tensor, level: Level, bound: float = 1.0) -> "Prediction":
-        """x0 clipped to [-bound, bound], and the eps that goes with it.  Needs sigma > 0."""
+        """x0 clipped to [-bound, bound], and the eps that goes with it.
+
+        Args:
+            x_t: float [B, ...], the noisy data.
+            level: alpha and sigma, broadcastable to x_t.
+            bound: above 0.
+
+        Raises:
+            ConfigError: sigma = 0.
+        """
         return Prediction.from_x0(self.x0.clamp(-bound, bound), x_t, level)
 
 
@@ -60,11 +97,15 @@ Clipping = Literal["x0-and-eps", "x0"]
 class Clip(Validated):
     """Clip every predicted x0 to [-bound, bound] when sampling.
 
-    bound  above 0
-    kind   "x0-and-eps" recomputes eps from x_t and the clipped x0, which needs sigma > 0: diffusers'
-           `use_clipped_model_output`.  "x0" leaves eps as the network predicted it: diffusers' `clip_sample`
-           alone.  Then the pair does not mix to x_t, so "x0" is for DDIM and the stochastic sampler, and not
-           for steps that read x_t as well
+    Args:
+        bound: above 0.
+        kind: "x0-and-eps" recomputes eps from x_t and the clipped x0, which needs sigma > 0: diffusers'
+            `use_clipped_model_output`. "x0" leaves eps as the network predicted it: diffusers'
+            `clip_sample` alone. Then the pair does not mix to x_t, so "x0" is for DDIM and the stochastic
+            sampler, and not for steps that read x_t as well.
+
+    Raises:
+        ConfigError: a bound that is not above 0, or an unknown kind.
     """
 
     bound: Positive = 1.0
@@ -106,7 +147,13 @@ class Parameterisation(Protocol):
 
 @dataclass(frozen=True)
 class X0:
-    """The clean image.  Has no eps at sigma = 0, where `decode` raises `ConfigError`."""
+    """The network predicts the clean image.
+
+    The output, float [B, C, ...] like x_t, is x0. It has no eps at sigma = 0.
+
+    Raises:
+        ConfigError: `decode` at sigma = 0.
+    """
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = False
@@ -121,7 +168,14 @@ class X0:
 
 @dataclass(frozen=True)
 class Eps:
-    """The noise.  Has no x0 at alpha = 0, where `decode` raises `ConfigError`."""
+    """The network predicts the noise (Ho et al. 2020).
+
+    The output, float [B, C, ...] like x_t, is eps. It has no x0 at alpha = 0, so that students of such
+    teachers start with a v teacher.
+
+    Raises:
+        ConfigError: `decode` at alpha = 0.
+    """
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = True
@@ -136,7 +190,13 @@ class Eps:
 
 @dataclass(frozen=True)
 class V:
-    """v = alpha eps - sigma x0 (Salimans & Ho 2022, section 4).  Readable at both ends."""
+    """The network predicts v = alpha eps - sigma x0 (Salimans & Ho 2022, section 4).
+
+    The output is float [B, C, ...] like x_t, and determines x0 and eps at every time.
+
+    Raises:
+        ConfigError: a `Denoiser` is called and its network's output has another shape.
+    """
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = False
@@ -153,7 +213,13 @@ class V:
 
 @dataclass(frozen=True)
 class Velocity:
-    """eps - x0, the velocity of the straight path (Liu et al. 2023, eq. 1).  Readable at both ends."""
+    """The network predicts eps - x0, the velocity of the straight path (Liu et al. 2023, eq. 1).
+
+    The output is float [B, C, ...] like x_t, and determines x0 and eps at every time.
+
+    Raises:
+        ConfigError: a `Denoiser` is called and its network's output has another shape.
+    """
 
     outputs: ClassVar[int] = 1
     blind_to_data: ClassVar[bool] = False
@@ -169,9 +235,14 @@ class Velocity:
 
 @dataclass(frozen=True)
 class X0AndEps:
-    """(x0, eps) along the channels, merged (Salimans & Ho 2022, section 4).  Readable at both ends.
+    """The network predicts (x0, eps), which are merged (Salimans & Ho 2022, section 4).
 
-    x0 = (sigma^2 o_x + alpha (x_t - sigma o_eps)) / (alpha^2 + sigma^2), and the eps that goes with it.
+    The output, float [B, 2 C, ...], has x0 in its first half of the channels and eps in the second: x0 =
+    (sigma^2 o_x + alpha (x_t - sigma o_eps)) / (alpha^2 + sigma^2), and the eps that goes with it. It is
+    readable at every time.
+
+    Raises:
+        ConfigError: a `Denoiser` is called and its network's output has another shape.
     """
 
     outputs: ClassVar[int] = 2

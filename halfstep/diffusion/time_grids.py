@@ -75,7 +75,16 @@ def _falling(start: float, end: float) -> tuple[float, float]:
 
 
 def uniform(steps: int, *, start: float = 1.0, end: float = 0.0) -> Times:
-    """Equally spaced from `start` to `end`."""
+    """Equally spaced from `start` to `end`.
+
+    Args:
+        steps: from 1 to 1,000,000.
+        start: first time, in (0, 1].
+        end: last time, in [0, start).
+
+    Raises:
+        ConfigError: steps or times beyond their range.
+    """
     n, (start, end) = _counted(steps), _falling(start, end)
     return checked(tuple(start * (n - k) / n + end * (k / n) for k in range(n + 1)))
 
@@ -88,7 +97,15 @@ def uniform_landing(steps: int, *, start: float = 1.0, end: float = 1e-3) -> Tim
 
 
 def trailing(steps: int, *, levels: int = 1000) -> Times:
-    """diffusers' 'trailing' spacing: times on a table of `levels`, then 0."""
+    """diffusers' 'trailing' spacing: times on a table of `levels`, then 0.
+
+    Args:
+        steps: at most `levels`.
+        levels: entries of the table.
+
+    Raises:
+        ConfigError: more steps than levels.
+    """
     levels = validate("levels", levels, Count)
     if _counted(steps) > levels:
         raise ConfigError(
@@ -100,14 +117,35 @@ def trailing(steps: int, *, levels: int = 1000) -> Times:
 def uniform_logsnr(
     steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3
 ) -> Times:
-    """Equally spaced in log-SNR from time `start` to time `end` in steps - 1 steps, then to 0."""
+    """Equally spaced in log-SNR from time `start` to time `end` in steps - 1 steps, then to 0.
+
+    Args:
+        steps: from 1 to 1,000,000.
+        schedule: the noise schedule.
+        start: first time, in (0, 1].
+        end: last time but one, in (0, start).
+
+    Raises:
+        ConfigError: the log-SNR is infinite at an end, or steps are too close to be told apart.
+    """
     return _spaced(steps, schedule, start, end, power=0.0)
 
 
 def karras(
     steps: int, schedule: Schedule, *, start: float = 1.0, end: float = 1e-3, rho: float = 7.0
 ) -> Times:
-    """Equally spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then to 0."""
+    """Equally spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then to 0.
+
+    Args:
+        steps: from 1 to 1,000,000.
+        schedule: the noise schedule.
+        start: first time, in (0, 1].
+        end: last time but one, in (0, start).
+        rho: larger values spend more of the grid near the data.
+
+    Raises:
+        ConfigError: the log-SNR is infinite at an end, or steps are too close to be told apart.
+    """
     rho = validate("rho", rho, Annotated[float, Ge(1e-3), Le(10**6)], 7.0)
     return _spaced(steps, schedule, start, end, power=1 / rho)
 
@@ -167,9 +205,17 @@ GRIDS: tuple[str, ...] = get_args(GridName)
 def grid(name: str, steps: int, schedule: Schedule) -> Times:
     """The grid of this name, one of `GRIDS`, on this schedule.
 
-    auto is `trailing` on a schedule with a table of levels, since a network that was trained on the entries
-    of a table alone has seen no time between them, and `uniform` on any other.  Where the steps divide the
-    levels both are the same grid.
+    auto is `trailing` on a schedule with a table of levels, since a network that was trained on the
+    entries of a table alone has seen no time between them, and `uniform` on any other. Where the steps
+    divide the levels both are the same grid.
+
+    Args:
+        name: auto, uniform, trailing, logsnr or karras.
+        steps: from 1 to 1,000,000.
+        schedule: the noise schedule.
+
+    Raises:
+        ConfigError: an unknown name, or a grid that the schedule does not have.
     """
     levels = getattr(schedule, "levels", None)
     if name == "auto":

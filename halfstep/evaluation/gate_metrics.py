@@ -74,11 +74,19 @@ class DataRatio:
     """The student's Fréchet distance from the data over its teacher's at full steps."""
 
     def about(self, inputs: Inputs) -> JsonObject:
-        """Its part of `about` in RUN/gate.json."""
+        """Its part of `about` in RUN/gate.json.
+
+        Args:
+            inputs: teacher, data and options of the gate.
+        """
         return {"data": fingerprint(inputs.data)}
 
     def meter(self, inputs: Inputs) -> Meter:
-        """A meter with this metric."""
+        """A meter with this metric.
+
+        Args:
+            inputs: teacher, data and options of the gate.
+        """
         real: Data | Tensor = inputs.data
         if isinstance(real, Latents):
             with inputs.showing("decoding latents") as progress:
@@ -92,28 +100,45 @@ class DataRatio:
 class GuidedTeacherRatio(Validated):
     """The student's Fréchet distance to its guided teacher over the teacher's to itself, at the worst scale.
 
-    guidance_scales  scales to compare at; by default both ends of the students' range, at most 3
-
     All distances are to samples of the teacher from other noise.
+
+    Args:
+        guidance_scales: scales to compare at; by default both ends of the students' range, at most 3.
+
+    Raises:
+        ConfigError: a scale below 0, or in `chosen` outside of the students' range.
     """
 
     guidance_scales: tuple[NotNegative, ...] = ()
 
     def chosen(self, guidance_range: tuple[float, float]) -> tuple[float, ...]:
-        """The scales for students with this range; `ConfigError` for a scale outside it."""
+        """The scales for students with this range.
+
+        Args:
+            guidance_range: lowest and highest scale.
+
+        Raises:
+            ConfigError: a scale outside it.
+        """
         low, high = guidance_range
         return table_scales(
             guidance_range, self.guidance_scales or (low, max(low, min(high, HIGHEST)))
         )
 
     def about(self, inputs: Inputs) -> JsonObject:
-        """Its part of `about` in RUN/gate.json."""
+        """Its part of `about` in RUN/gate.json.
+
+        Args:
+            inputs: teacher, data and options of the gate.
+        """
         return {"guidance_scales": list(self.chosen(_range(inputs)))}
 
     def meter(self, inputs: Inputs, *, cache: Path | None = None) -> Meter:
         """A meter with this metric, which caches the teacher's samples on disk.
 
-        cache  the cache folder, by default `cache_folder()`
+        Args:
+            inputs: teacher, data and options of the gate.
+            cache: the cache folder, by default `cache_folder()`.
         """
         empty = torch.empty(0)
         scorer = SampleScorer(

@@ -38,17 +38,22 @@ OF_HALVING, OF_OTHERS = 1.10, 2.0
 class QualityGate(Validated):
     """Stop halving when a student is surely worse than its teacher.
 
-    tolerance   the largest ratio that passes; default 1.10, or 2.0 for a method that begins with a guided
-                or a smaller network
-    metric      `DataRatio`, or `GuidedTeacherRatio` for students that take a guidance scale as an input;
-                None chooses by the method
-    until       never stop before a student of so many steps; 1 never stops and only reports
-    full_steps  the teacher's full steps; 0 is twice the method's start against the data, and the start, but
-                at least 64, against the guided teacher
-    features    auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE,
-                package.module:function, or `Features`
-    samples     number of samples of the first measurement; up to eight times as many if undecided
-    seed        seed of their noise
+    Args:
+        tolerance: the largest ratio that passes; default 1.10, or 2.0 for a method that begins with a
+            guided or a smaller network.
+        metric: `DataRatio`, or `GuidedTeacherRatio` for students that take a guidance scale as an input;
+            None chooses by the method.
+        until: never stop before a student of so many steps; 1 never stops and only reports.
+        full_steps: the teacher's full steps; 0 is twice the method's start against the data, and the
+            start, but at least 64, against the guided teacher.
+        features: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE,
+            package.module:function, or `Features`, which maps images [N, C, H, W] to [N, D].
+        samples: number of samples of the first measurement; up to eight times as many if undecided.
+        seed: seed of their noise.
+
+    Raises:
+        ConfigError: a tolerance in (0, 1), or a number beyond its range; in `bind`, a method, teacher or
+            data without such a gate.
     """
 
     tolerance: NotNegative | None = None
@@ -65,7 +70,15 @@ class QualityGate(Validated):
             refuse_strict(self.tolerance)
 
     def full_steps_of(self, method: Method, teacher: Pipeline) -> int:
-        """The teacher's full steps; `ConfigError` if the method or teacher does not allow them."""
+        """The teacher's full steps.
+
+        Args:
+            method: the distillation.
+            teacher: the pipeline that is distilled.
+
+        Raises:
+            ConfigError: the method or the teacher does not allow them.
+        """
         halvings = Halvings.of(method, teacher)
         if halvings is None:
             return self.full_steps or FULL_STEPS
@@ -99,11 +112,20 @@ class QualityGate(Validated):
     ) -> Gate | None:
         """The gate of a run, which writes OUT/gate.json; None for a method without halvings.
 
-        load      reads the teacher again when it must be sampled; without it, the gate keeps the teacher
-        tell      called with each decision as a sentence
-        showing   opens the progress display of each measurement
-        meter     reuse this meter, such as that of `fewest_start`
-        dry_run  measure nothing, only raise the errors that the run would raise
+        Args:
+            teacher: the pipeline that is distilled.
+            data: the run's data, images [N, C, H, W] or samples [N, ...].
+            out: the run's folder.
+            method: the distillation.
+            device: where samples are drawn.
+            load: reads the teacher again when it must be sampled; without it, the gate keeps the teacher.
+            tell: called with each decision as a sentence.
+            showing: opens the progress display of each measurement.
+            meter: reuse this meter, such as that of `fewest_start`.
+            dry_run: measure nothing, only raise the errors that the run would raise.
+
+        Raises:
+            ConfigError: the students have nothing to be compared with, or no features fit the data.
         """
         if (halvings := Halvings.of(method, teacher)) is None:
             return None
@@ -136,7 +158,19 @@ class QualityGate(Validated):
         load: Callable[[], Pipeline] | None = None,
         showing: Showing = silent,
     ) -> Meter:
-        """A meter for students of this method; arguments as in `bind`."""
+        """A meter for students of this method.
+
+        Args:
+            teacher: as of `bind`.
+            data: as of `bind`.
+            method: as of `bind`.
+            device: as of `bind`.
+            load: as of `bind`.
+            showing: as of `bind`.
+
+        Raises:
+            ConfigError: as of `bind`.
+        """
         inputs = self._inputs(teacher, data, method, device, load, showing)
         return self._metric(Halvings.of(method, teacher)).meter(inputs)
 

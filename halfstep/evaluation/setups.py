@@ -32,7 +32,11 @@ SAMPLERS = (*STEPS, *SAMPLER_PRESETS, "ancestral")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Validated):
-    """Options of an evaluation."""
+    """Options of an evaluation.
+
+    Raises:
+        ConfigError: an unknown metric or sampler, or a number beyond its range.
+    """
 
     samples: SampleCount = 2000
     """Samples per score, of teacher and students alike."""

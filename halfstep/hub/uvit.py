@@ -152,15 +152,22 @@ def load_published(
     codec: Path | str | None = None,
     text: Path | str | None = None,
 ) -> Pipeline:
-    """Load a published U-ViT from its official weights.
+    """Load a published U-ViT (Bao et al. 2023) from its official weights; nothing in a file is executed.
 
-    name     a key of `PUBLISHED`
-    weights  an official .pth file, a .safetensors file of the same tensors, or a folder STEP.ckpt of
-             the official trainer, whose averaged weights are read
-    codec    for `load_codec`; without one latents can be sampled but not decoded
-    text     folder of the text encoder, for `load_texts`: required if the model reads texts, else refused
+    Args:
+        name: a key of `PUBLISHED`.
+        weights: an official .pth file, a .safetensors file of the same tensors, or a folder STEP.ckpt of
+            the official trainer, whose averaged weights are read.
+        codec: for `load_codec`; without one latents can be sampled but not decoded.
+        text: folder of the text encoder, for `load_texts`: required if the model reads texts, else
+            refused.
 
-    Nothing in a file is executed.  `CheckpointError` names the configuration that the weights belong to.
+    Returns:
+        A teacher of images [3, H, W], or of latents [4, H / 8, W / 8] with a codec.
+
+    Raises:
+        ConfigError: an unknown name, or a codec or texts that the model does not have.
+        CheckpointError: damaged weights, or those of another configuration, which it names.
     """
     if name not in PUBLISHED:
         raise unknown("published model", name, PUBLISHED)

@@ -74,7 +74,10 @@ class DenoiserOnly:
 
 
 class Objective:
-    """A loss, one value per sample.  `student` may be wrapped: call it, and read none of its attributes."""
+    """A loss, one value per sample: called with (student, batch, draw), it returns float [B].
+
+    `student` may be wrapped: call it, and read none of its attributes.
+    """
 
     @property
     def forwards(self) -> int:
@@ -86,22 +89,39 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} has no __call__(student, batch, draw)")
 
     def at(self, done: float) -> Self:
-        """The objective when this share of its stage's updates is done, a function of `done` alone."""
+        """The objective when this share of its stage's updates is done, a function of `done` alone.
+
+        Args:
+            done: in [0, 1].
+        """
         return self
 
     def measure(self, student: Any, batch: Batch, draw: Draw) -> JsonObject:
-        """Numbers for the log, by name."""
+        """Numbers for the log, by name.
+
+        Args:
+            student: the student.
+            batch: x0, float [B, ...], with its conditions.
+            draw: the randomness of the update.
+        """
         return {}
 
     def cost(self, updates: int, batch: int) -> int:
         """The cost of a stage in forwards.
 
-        batch  samples of an update
+        Args:
+            updates: of the stage.
+            batch: samples of an update.
         """
         return updates * batch * self.forwards
 
     def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond | None:
-        """The condition with what the objective draws for it, such as a guidance scale."""
+        """The condition with what the objective draws for it, such as a guidance scale.
+
+        Args:
+            cond: the conditions, or None.
+            draw: the randomness of the update.
+        """
         return cond
 
     @property
@@ -117,7 +137,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class Stage:
-    """A student and its objective."""
+    """A student and its objective.
+
+    Args:
+        name: names the stage's folder.
+        student: the network that is trained.
+        objective: its loss.
+        updates: optimiser updates.
+    """
 
     name: str
     student: nn.Module
@@ -142,7 +169,14 @@ def student_name(steps: int) -> str:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage as planned, without a network."""
+    """A stage as planned, without a network.
+
+    Args:
+        updates: optimiser updates.
+
+    Raises:
+        ConfigError: another name than `student_name(steps)` of a student with steps.
+    """
 
     name: str
     """`student_name(steps)` for a student with steps, by which gates and commands find it."""
@@ -177,7 +211,12 @@ class StagePlan:
         return len(self.times) - 1 if self.times else None
 
     def stage(self, student: nn.Module, objective: Objective) -> Stage:
-        """The stage with its student and objective."""
+        """The stage with its student and objective.
+
+        Args:
+            student: the network that is trained.
+            objective: its loss.
+        """
         return Stage(
             self.name, student, objective, self.updates, self.times,
             self.guidance_range, self.sampler, self.direction, self.clips,
@@ -196,7 +235,12 @@ def teacher_times(plan: Sequence[StagePlan]) -> Times:
 
 
 class Method:
-    """A distillation method: a dataclass of options with a plan and the stages that run it."""
+    """A distillation method: a dataclass of options with a plan and the stages that run it.
+
+    Raises:
+        ConfigError: options beyond their range, when it is made; a teacher that it cannot distil, in
+            `check`.
+    """
 
     gated: ClassVar[bool] = True
     """Whether the students sample in fewer steps, so that a quality gate may end the run."""
@@ -206,15 +250,30 @@ class Method:
     """Whether every objective is a `Matching`, so that walks from noise may stand for data."""
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
-        """The stages in order, with their time grids."""
+        """The stages in order, with their time grids.
+
+        Args:
+            teacher: the pipeline to distil.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no plan(teacher)")
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
-        """The stages for a teacher that passes `check`; code after a `yield` runs after its training."""
+        """The stages for a teacher that passes `check`; code after a `yield` runs after its training.
+
+        Args:
+            teacher: the pipeline to distil, on its device.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no stages(teacher)")
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that this method cannot distil."""
+        """Refuse a teacher that this method cannot distil.
+
+        Args:
+            teacher: the pipeline to distil.
+
+        Raises:
+            ConfigError: the teacher does not fit, with the reason.
+        """
         for stage in self.plan(teacher):
             if teacher.guidance_range is not None and stage.guidance_range is not None:
                 raise ConfigError(
@@ -224,7 +283,11 @@ class Method:
             refuse_other_sampler(teacher, stage)
 
     def check_without_data(self) -> None:
-        """`ConfigError` unless the method can be distilled without data."""
+        """Refuse a method that cannot be distilled without data.
+
+        Raises:
+            ConfigError: the method compares with data or starts from them.
+        """
         if not self.walks:
             raise ConfigError(
                 f"{type(self).__name__} compares with data or starts from them, and --data none has none: "
@@ -246,8 +309,12 @@ class Method:
     ) -> Self:
         """The method with all options decided.
 
-        data      as the teacher's network reads it; None decides without it, for checks before it is read
-        previous  the options of the run that is continued
+        Args:
+            teacher: the pipeline to distil.
+            data: as the teacher's network reads it; None decides without it, for checks before it is
+                read.
+            previous: the options of the run that is continued.
+            progress: advances while the data are looked at.
         """
         return self
 
@@ -261,11 +328,19 @@ class Method:
         return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0].rstrip(".")
 
     def readable(self, teacher: PipelineLike) -> PipelineLike:
-        """The teacher as the method's own stages have it, after a stage that changes what it predicts."""
+        """The teacher as the method's own stages have it, after a stage that changes what it predicts.
+
+        Args:
+            teacher: the pipeline to distil.
+        """
         return teacher
 
     def plan_line(self, teacher: PipelineLike) -> str:
-        """The method in one line, with what it does for this teacher."""
+        """The method in one line, with what it does for this teacher.
+
+        Args:
+            teacher: the pipeline to distil.
+        """
         return self.summary()
 
     @classmethod

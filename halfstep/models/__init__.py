@@ -96,12 +96,19 @@ can be resumed."""
 def build(name: str, config: NetConfig) -> nn.Module:
     """Build the named network, which remembers its recipe: `recipe(net)` is (name, config).
 
-    name    one of `NETS`; the name of another class of diffusers, such as SD3Transformer2DModel; or
+    Args:
+        name: one of `NETS`; the name of another class of diffusers, such as SD3Transformer2DModel; or
             `package.module:function`: a user's function that takes the config as arguments and returns a
-            module called as net(x, t, cond)
-    config  its arguments; values that JSON cannot hold are refused, as they could not be saved.  For a
-            network of diffusers `dict(model.config)` is accepted.  `inputs`, a mapping of the fields of
-            `NetworkInputs`, says how a class is called that halfstep does not know
+            module called as net(x, t, cond).
+        config: its arguments; values that JSON cannot hold are refused, as they could not be saved. For a
+            network of diffusers `dict(model.config)` is accepted. `inputs`, a mapping of the fields of
+            `NetworkInputs`, says how a class is called that halfstep does not know.
+
+    Returns:
+        A module called as net(x, t, cond), with x float [B, C, ...] and t float [B].
+
+    Raises:
+        ConfigError: an unknown name or option, or sizes that no network can have.
     """
     is_users = ":" in name
     config = dict(config) if is_users else from_diffusers_config(name, config)

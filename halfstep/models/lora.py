@@ -36,7 +36,12 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Validated):
-    """An adapter of low rank that is trained in place of all weights; its alpha is its rank."""
+    """An adapter of low rank that is trained in place of all weights; its alpha is its rank (Hu et al.
+    2022).
+
+    Raises:
+        ConfigError: a rank below 1.
+    """
 
     rank: Count
     """Rank of the matrices that are added to the weights of linear layers and convolutions; a layer with a

@@ -13,13 +13,17 @@ from halfstep.rng import fork_rng
 def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Module:
     """A copy of a conditional network that also reads `Cond.guidance_scale` (Meng et al. 2023, section 3.1).
 
-    Its outputs are the network's to the bit at any scale, as the new layers end in zeros.  It is what `build`
-    makes from the config with `guidance_embed_dim`, so that it can be saved.
+    Its outputs are the network's to the bit at any scale, float [B], as the new layers end in zeros. It
+    is what `build` makes from the config with `guidance_embed_dim`, so that it can be saved.
 
-    net    made by `build`; your own function takes an argument `guidance_embed_dim`, the number of features.
-           A LoRA is returned itself: it holds one scale
-    width  number of Fourier features of w = scale - 1: even
-    seed   of the new weights
+    Args:
+        net: made by `build`; your own function takes an argument `guidance_embed_dim`, the number of
+            features. A LoRA is returned itself: it holds one scale.
+        width: number of Fourier features of w = scale - 1: even.
+        seed: of the new weights.
+
+    Raises:
+        ConfigError: a network that takes a scale already, was not made by `build`, or cannot be extended.
     """
     check_features(width)
     if isinstance(net, LoraNet):  # it is trained at one scale, and has no input for another

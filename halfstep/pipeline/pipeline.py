@@ -36,27 +36,37 @@ from halfstep.rng import sample_noise
 class Pipeline(PipelineFields):
     """A denoiser with everything that sampling needs; it can be saved and loaded.
 
-    denoiser  the network with its schedule and parameterisation
-    shape     of one sample, for example (1, 8, 8); of a latent if there is a codec
-    times     the grids that a student was distilled for; empty for a teacher, which takes any
-    class_names  empty if it has no classes
-    null      the label that means "no class", which guidance needs, or None
-    clip      clip predicted images to [-clip, clip] at every step, or None
-    sampler   the default: a teacher's published one; the one a student was distilled for, ddim or stochastic
-    steps     a teacher's default number of steps
-    codec     turns latents into images; None for a model of pixels
-    empty     the states of the empty text, [tokens, D], of a network that reads texts
-    texts     the encoder of texts; it is not saved
-    guidance_range  of the scales that its network takes as an input, with one call a step; None for a
-              network that is guided by two calls
-    direction "denoise", or "invert" for a student that goes from data to noise (`encode`)
-    added     the other tensors that its network reads, such as pooled_projections [D], encoder_attention_mask
-              [tokens] or time_ids [6]: by name their values for the empty text, of one sample.  They are the
-              default of samples, and the null of guidance, which keeps sizes (time_ids) as they are
-    scheduler the diffusers scheduler that a model was published with, for sampler="scheduler"
-    origin    the diffusers pipeline that the model came from, whose parts an export to diffusers writes
-    guidance_norm  side of the patches on which guidance keeps the norm of the output (Qwen-Image); 0: none
-    clipping  "x0-and-eps" recomputes the eps of a clipped image; "x0" leaves it, as diffusers' `clip_sample`
+    Args:
+        denoiser: the network with its schedule and parameterisation.
+        shape: the shape of one sample, for example (1, 8, 8); of a latent if there is a codec.
+        times: the grids that a student was distilled for; empty for a teacher, which takes any.
+        class_names: empty if it has no classes.
+        null: the label that means "no class", which guidance needs, or None.
+        clip: clip predicted images to [-clip, clip] at every step, or None.
+        sampler: the default: a teacher's published one; the one a student was distilled for, ddim or
+            stochastic.
+        steps: a teacher's default number of steps.
+        codec: turns latents into images; None for a model of pixels.
+        empty: the states of the empty text, float [tokens, D], of a network that reads texts.
+        texts: the encoder of texts; it is not saved.
+        guidance_range: the range of the scales that its network takes as an input, with one call a step;
+            None for a network that is guided by two calls.
+        direction: "denoise", or "invert" for a student that goes from data to noise (`encode`).
+        added: the other tensors that its network reads, such as pooled_projections [D],
+            encoder_attention_mask [tokens] or time_ids [6]: by name their values for the empty text, of
+            one sample. They are the default of samples, and the null of guidance, which keeps sizes
+            (time_ids) as they are.
+        scheduler: the diffusers scheduler that a model was published with, for sampler="scheduler".
+        clipping: "x0-and-eps" recomputes the eps of a clipped image; "x0" leaves it, as diffusers'
+            `clip_sample`.
+        origin: the diffusers pipeline that the model came from, whose parts an export to diffusers
+            writes.
+        guidance_norm: side of the patches on which guidance keeps the norm of the output (Qwen-Image); 0:
+            none.
+
+    Raises:
+        ConfigError: options that do not go together, such as a student with a sampler that has a grid of
+            its own.
     """
 
     def sample(
@@ -82,32 +92,47 @@ class Pipeline(PipelineFields):
         latents: bool = False,
         progress: Progress = SILENT,
     ) -> Tensor:
-        """Draw n samples, float32 [n, ...] on the CPU: images or points.
+        """Draw n samples: images or points.
 
-        seed      image k of a seed does not depend on n, batch and `first`
-        steps     sampler steps; by default a student's fewest, or a teacher's `steps`
-        sampler   ddim, heun, dpmpp-2m or ancestral (`variance` 0 small to 1 large); stochastic, for a
-                  student distilled for it; dpmpp-3s, dpm-fast or euler-maruyama, each on its own grid;
-                  scheduler, the one that a model of diffusers was published with; or a scheduler of
-                  diffusers by its class: "diffusers:UniPCMultistepScheduler"
-        labels    one a sample; by default the classes in turn
-        prompts   one text a sample, or one for all, for a network that reads texts, by default the empty
-                  one; or their conditions, encoded once by `Texts.conditions`; or `encoder_hidden_states`
-        negative_prompts  one text for all samples, or one a sample, that guidance leads away from instead of
-                  the empty one; refused where it would change nothing: at guidance_scale 1, and of a
-                  student that takes the scale, in which the teacher's own null condition is folded in
-        added     named tensors of the samples, one row a sample or one for all, in place of those of the
-                  prompts or the pipeline's own
-        guidance_scale  of classifier-free guidance, 1 is off; within the range of a student that takes it
-        images    [n, C, H, W] in [-1, 1], or uint8, to edit: sampling starts from them at the time
-                  `strength`; 1 starts from noise alone
-        mask      bool, as images, or 1 along axes that are alike: True where pixels are repainted, as in
-                  diffusers; the others are kept at every step and returned to the bit.  At strength 1
-                  the pixels in the mask change nothing; below it sampling starts from them
-        noise     [n, *shape] to start from, as `encode` returns it; by default the seed's
-        first     number of the first image
-        latents   return latents without decoding
-        progress  advances at every step of every batch
+        Args:
+            n: number of samples.
+            seed: image k of a seed does not depend on n, batch and `first`.
+            steps: sampler steps; by default a student's fewest, or a teacher's `steps`.
+            sampler: ddim, heun, dpmpp-2m or ancestral; stochastic, for a student distilled for it;
+                dpmpp-3s, dpm-fast or euler-maruyama, each on its own grid; scheduler, the one that a
+                model of diffusers was published with; or a scheduler of diffusers by its class:
+                "diffusers:UniPCMultistepScheduler".
+            labels: one a sample; by default the classes in turn.
+            prompts: one text a sample, or one for all, for a network that reads texts, by default the
+                empty one; or their conditions, encoded once by `Texts.conditions`.
+            encoder_hidden_states: float [n, tokens, D] or [1, tokens, D], the states of the texts in
+                place of `prompts`.
+            negative_prompts: one text for all samples, or one a sample, that guidance leads away from
+                instead of the empty one; refused where it would change nothing: at guidance_scale 1, and
+                of a student that takes the scale, in which the teacher's own null condition is folded in.
+            added: named tensors of the samples, [n, ...] or [1, ...], in place of those of the prompts or
+                the pipeline's own.
+            guidance_scale: of classifier-free guidance, 1 is off; within the range of a student that
+                takes it.
+            variance: of ancestral, from 0 (small) to 1 (large).
+            images: float [n, C, H, W] in [-1, 1], or uint8, to edit: sampling starts from them at the
+                time `strength`.
+            strength: in (0, 1]; 1 starts from noise alone.
+            mask: bool [n, C, H, W], or 1 along axes that are alike: True where pixels are repainted, as
+                in diffusers; the others are kept at every step and returned to the bit. At strength 1 the
+                pixels in the mask change nothing; below it sampling starts from them.
+            noise: float [n, *shape] to start from, as `encode` returns it; by default the seed's.
+            batch: samples of one network call.
+            first: number of the first image.
+            latents: return latents without decoding.
+            progress: advances at every step of every batch.
+
+        Returns:
+            float32 [n, ...] on the CPU, images in [-1, 1].
+
+        Raises:
+            ConfigError: a number of steps that a student was not distilled for, an unknown sampler, or
+                inputs that do not fit the model.
         """
         self.check_counts(n, seed=seed, batch=batch, first=first, variance=variance)
         sampler = sampler or self.sampler
@@ -145,7 +170,18 @@ class Pipeline(PipelineFields):
     def check_counts(
         self, n: int, *, seed: int = 0, batch: int = 256, first: int = 0, variance: float = 0.0
     ) -> None:
-        """`ConfigError` for counts that `sample` does not take, or that no memory could hold."""
+        """Refuse counts that `sample` does not take, or that no memory could hold.
+
+        Args:
+            n: samples.
+            seed: seed of their noise.
+            batch: samples of one network call.
+            first: number of the first sample.
+            variance: as in `sample`.
+
+        Raises:
+            ConfigError: a count beyond its range.
+        """
         factor = 1 if self.codec is None else self.codec.factor
         sides = (side * factor for side in self.shape[1:])
         check_counts(n, seed, batch, first, variance, (*self.shape[:1], *sides))
@@ -171,12 +207,28 @@ class Pipeline(PipelineFields):
         batch: int = 256,
         progress: Progress = SILENT,
     ) -> Tensor:
-        """Invert images to noise, float32 [n, *shape] on the CPU: `sample(n, noise=...)` decodes it.
+        """Invert images to noise by DDIM; `sample(n, noise=...)` decodes it.
 
-        By DDIM from data to noise, with a teacher, or with a student distilled for it.  Another model, or the
-        same with other labels, may decode it (Su et al. 2023).
+        By DDIM from data to noise, with a teacher, or with a student distilled for it. Another model, or
+        the same with other labels, may decode it (Su et al. 2023). Nothing is clipped.
 
-        images  [n, C, H, W] in [-1, 1], or uint8; other arguments are as in `sample`.  Nothing is clipped
+        Args:
+            images: float [n, C, H, W] in [-1, 1], or uint8.
+            steps: as in `sample`.
+            labels: one a sample; by default the classes in turn.
+            prompts: as in `sample`.
+            encoder_hidden_states: as in `sample`, float [n, tokens, D].
+            negative_prompts: as in `sample`.
+            added: as in `sample`, [n, ...] or [1, ...] each.
+            guidance_scale: as in `sample`.
+            batch: samples of one network call.
+            progress: advances at every step of every batch.
+
+        Returns:
+            float32 [n, *shape] on the CPU.
+
+        Raises:
+            ConfigError: a student that was distilled to sample, or inputs that do not fit the model.
         """
         images = as_floats(images)
         n = len(images) if images.ndim else 0
@@ -205,14 +257,25 @@ class Pipeline(PipelineFields):
         return torch.cat(noise)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move its networks to the device; returns itself."""
+        """Move its networks to the device; returns itself.
+
+        Args:
+            device: a torch device, or its name.
+        """
         self.denoiser.to(device)
         if isinstance(self.codec, nn.Module):
             self.codec.to(device)
         return self
 
     def with_texts(self, texts: Texts) -> Self:
-        """A copy with an encoder of texts; one that it was not trained with is refused."""
+        """A copy with an encoder of texts; one that it was not trained with is refused.
+
+        Args:
+            texts: the encoder.
+
+        Raises:
+            ConfigError: another encoder than the network's, or a network that reads no texts.
+        """
         if self.empty is None and not self.added:
             raise ConfigError("this pipeline reads no texts: leave the encoder out")
         if names := differing(texts.null(), self):
@@ -223,7 +286,15 @@ class Pipeline(PipelineFields):
         return replace(self, texts=texts)
 
     def at_size(self, height: int, width: int) -> Self:
-        """A copy for another size in pixels, untrained: a U-ViT's position embedding is interpolated."""
+        """A copy for another size in pixels, untrained: a U-ViT's position embedding is interpolated.
+
+        Args:
+            height: pixels.
+            width: pixels.
+
+        Raises:
+            ConfigError: a student, a model that makes no images, or a size that its network cannot have.
+        """
         height, width = validate("height", height, Count), validate("width", width, Count)
         if self.origin is not None:
             raise ConfigError("a size of diffusers is given first: from_diffusers(..., size=...)")
@@ -242,7 +313,13 @@ class Pipeline(PipelineFields):
     def save(self, folder: Path | str, *, dtype: torch.dtype | None = None) -> None:
         """Write FOLDER/pipeline.safetensors and FOLDER/pipeline.json, and its codec; all or nothing.
 
-        dtype  of the weights in the file; they are read back into the network's own, float32
+        Args:
+            folder: a folder, made if it is missing.
+            dtype: dtype of the weights in the file; they are read back into the network's own, float32.
+
+        Raises:
+            ConfigError: a network that could not be rebuilt from a file, or a folder that cannot be
+                written.
         """
         save_pipeline(self, Path(folder), dtype)
 
@@ -252,8 +329,14 @@ class Pipeline(PipelineFields):
     ) -> "Pipeline":
         """Load what `save` wrote, or a stage of a run.
 
-        net   builds a user's own network: a function, or its name package.module:function
-        base  of a LoRA run's stage: the folder or hub name of its teacher, if that has moved
+        Args:
+            folder: the folder of a pipeline, such as RUN/stages/0004-steps.
+            net: builds a user's own network: a function, or its name package.module:function.
+            base: of a LoRA run's stage: the folder or hub name of its teacher, if that has moved.
+
+        Raises:
+            CheckpointError: no pipeline is there, or it is damaged.
+            ConfigError: the network is your own code, and `net` does not name it.
         """
         fields = load_fields(Path(folder), net, base)
         with as_checkpoint_error(f"'{Path(folder) / 'pipeline.json'}'"):
@@ -271,15 +354,21 @@ class Pipeline(PipelineFields):
     ) -> "Pipeline":
         """A pipeline of diffusers as one of halfstep, which samples as its own pipeline does.
 
-        Everything follows from the configs.  An object's network is not copied; it is frozen.
+        Everything follows from the configs. An object's network is not copied; it is frozen.
 
-        source   a `DiffusionPipeline`, its folder, its name on the hub, or a .safetensors file with `config`
-        size     of the images in pixels, a side or (height, width); by default the network's own
-        family   how a pipeline calls its network that halfstep does not know: a `Family`, or a TOML file
-        config   folder or name of a pipeline with the configs of a single file
-        guidance_range  of a network that takes its scale as an input; by default 1 to 10
+        Args:
+            source: a `DiffusionPipeline`, its folder, its name on the hub, or a .safetensors file with
+                `config`.
+            size: of the images in pixels, a side or (height, width); by default the network's own.
+            family: how a pipeline calls its network that halfstep does not know: a `Family`, or a TOML
+                file.
+            config: folder or name of a pipeline with the configs of a single file.
+            guidance_range: of a network that takes its scale as an input; by default 1 to 10.
 
-        `CheckpointError` for a folder that is not whole or names code of others, which is never run.
+        Raises:
+            CheckpointError: a folder that is not whole, or names code of others, which is never run.
+            ConfigError: a pipeline or a scheduler that halfstep cannot read, or a size that the network
+                has not.
         """
         from halfstep.pipeline.from_diffusers import fields_of  # imports diffusers
 

@@ -69,6 +69,21 @@ def train(
     """Train a teacher from data into the run folder `out`; returns it and leaves `pipeline` as it is.
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
+
+    Args:
+        pipeline: a fresh pipeline, or one to train further.
+        data: data, images [N, C, H, W] or samples [N, ...] of the pipeline's shape; or a name or place as
+            of `load_data`.
+        out: the run's folder.
+        method: the weights of the loss and the number of updates; by default `Denoising()`.
+        training: optimiser, batch, averaging and checkpoints; by default `TrainingConfig()`.
+        job: device, memory and progress.
+
+    Raises:
+        ConfigError: options, data and network do not go together, or the folder holds another run.
+        DataError: data that cannot be read.
+        NonFinite: the loss is nan or infinite.
+        Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     pipeline = _merged(pipeline)
     method, run = method or Denoising(), _PipelineRun.on(pipeline, training, job)
@@ -94,11 +109,27 @@ def distill(
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
 
-    lora  trains an adapter of the teacher's network in place of all weights, which are in memory once.
-          Stages in `out` hold the adapter alone; loaded, or saved elsewhere, a student is merged.  With
-          precision bf16 or fp16 the student that is returned keeps its base in that dtype
-    gate  ends the run when a student is too much worse, such as `halfstep.QualityGate()`: `RunFolder` has
-          the best student and the gate's decisions
+    Args:
+        teacher: the pipeline to distil; its network is frozen.
+        data: data, images [N, C, H, W] or samples [N, ...] of the teacher's shape; a name or place as of
+            `load_data`; or "none", and `NoData`, for walks from noise.
+        out: the run's folder.
+        method: the distillation, such as `Progressive()`.
+        training: optimiser, batch, averaging and checkpoints; by default `TrainingConfig()`.
+        gate: ends the run when a student is too much worse, such as `QualityGate()`: `RunFolder` has the
+            best student and the gate's decisions.
+        lora: trains an adapter of the teacher's network in place of all weights, which are in memory
+            once. Stages in `out` hold the adapter alone; loaded, or saved elsewhere, a student is merged.
+            With precision bf16 or fp16 the student that is returned keeps its base in that dtype.
+        job: device, memory and progress.
+
+    Raises:
+        ConfigError: a teacher that the method cannot distil, data that do not fit, or a folder of another
+            run.
+        DataError: data that cannot be read.
+        CheckpointError: a damaged checkpoint of the run.
+        NonFinite: the loss is nan or infinite.
+        Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     method, teacher = validate("method", method, Method), _merged(teacher)
     lora = validate("lora", lora, Lora | None)

@@ -16,7 +16,11 @@ from halfstep.config.validate import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Validated):
-    """Optimisation, the same for every method."""
+    """Optimisation, the same for every method.
+
+    Raises:
+        ConfigError: an option beyond its range.
+    """
 
     batch_size: Count = 128
     """Samples per update, over all processes."""
@@ -53,7 +57,10 @@ class TrainingConfig(Validated):
     def rate_at(self, update: int, updates: int, highest: float | None = None) -> float:
         """The learning rate of an update; with warm-up the first one's is 0.
 
-        highest  in place of `learning_rate`, which may change within a run
+        Args:
+            update: from 0.
+            updates: of the whole stage.
+            highest: in place of `learning_rate`, which may change within a run.
         """
         highest = self.learning_rate if highest is None else highest
         rate = (

@@ -44,12 +44,17 @@ from halfstep.training.students import folder_passed, folder_with_steps, refuse_
 
 
 class RunFolder:
-    """A run, finished or not.  `open` reads one; `begin` also writes it, and locks out other processes.
+    """A run, finished or not. `open` reads one; `begin` also writes it, and locks out other processes.
 
-    Each file is read once, when it is first needed.
+    Each file is read once, when it is first needed. `notes` has changes of versions, device or threads
+    since the run began, in words.
 
-    folder  the run's folder
-    notes   changes of versions, device or threads since the run began, in words
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        ConfigError: no run is there, in `open`.
+        CheckpointError: a file of it is damaged, or it is another run's.
     """
 
     def __init__(self, folder: Path | str):
@@ -64,7 +69,12 @@ class RunFolder:
     def open(cls, folder: Path | str) -> "RunFolder":
         """Open a run for reading.
 
-        `ConfigError` where no run is there, `CheckpointError` where run.json or config.toml is damaged.
+        Args:
+            folder: the run's folder.
+
+        Raises:
+            ConfigError: no run is there.
+            CheckpointError: run.json or config.toml is damaged.
         """
         run = cls(folder)
         if not run.exists:
@@ -88,7 +98,18 @@ class RunFolder:
     ) -> "RunFolder":
         """Make the folder, or go on with the run that is there if it was made with the same options.
 
-        `extend` allows more updates or halvings; `notes` has changes of versions, device and threads.
+        Args:
+            folder: the run's folder.
+            command: the verb, such as "distill progressive".
+            options: the options that change the result, as JSON.
+            plan: the stages.
+            device: type of the device.
+            processes: number of processes.
+            extend: allow more updates or halvings.
+
+        Raises:
+            ConfigError: the folder cannot be made, is used by another process, or was made with other
+                options.
         """
         run, request = cls(folder), _request(command, options, plan)
         try:
@@ -116,7 +137,17 @@ class RunFolder:
     def check_begin(
         cls, folder: Path, command: str, options: JsonObject, *, extend: bool = False
     ) -> None:
-        """`ConfigError` where `begin` would refuse this folder; nothing is written."""
+        """Refuse a folder that `begin` would refuse; nothing is written.
+
+        Args:
+            folder: the run's folder.
+            command: as of `begin`.
+            options: as of `begin`.
+            extend: as of `begin`.
+
+        Raises:
+            ConfigError: as of `begin`.
+        """
         run = cls(folder)
         try:
             refuse_foreign(folder)
@@ -189,21 +220,44 @@ class RunFolder:
         return folders[::-1]
 
     def record(self, name: str) -> StageRecord:
-        """Content of a finished stage's stage.json; `CheckpointError` where the stage is another run's."""
+        """Content of a finished stage's stage.json.
+
+        Args:
+            name: the stage.
+
+        Raises:
+            CheckpointError: the stage is another run's, or damaged.
+        """
         if name not in self._records:
             self._records[name] = read_stage_record(self.folder, name, self.id)
         return self._records[name]
 
     def finished(self, name: str) -> StageRecord | None:
-        """`record`; None if the stage is not finished."""
+        """`record`; None if the stage is not finished.
+
+        Args:
+            name: the stage.
+
+        Raises:
+            CheckpointError: as of `record`.
+        """
         return self.record(name) if self.stage_folder(name).exists() else None
 
     def stage_folder(self, name: str) -> Path:
-        """The folder of a finished stage; it exists only when it is whole."""
+        """The folder of a finished stage; it exists only when it is whole.
+
+        Args:
+            name: the stage.
+        """
         return self.folder / "stages" / name
 
     def stage(self, name: str, *, net: str | None = None) -> Pipeline | None:
-        """The pipeline of a finished stage; None where no stage has this name."""
+        """The pipeline of a finished stage; None where no stage has this name.
+
+        Args:
+            name: the stage.
+            net: as of `Pipeline.load`.
+        """
         named = [folder for folder in self.stages if folder.name == name]
         return Pipeline.load(named[0], net=net) if named else None
 
@@ -212,9 +266,13 @@ class RunFolder:
     ) -> Pipeline:
         """The student of so many steps, by default of the fewest; with a gate, the last that passed.
 
-        net, base  as of `Pipeline.load`
+        Args:
+            steps: the student's steps.
+            net: as of `Pipeline.load`.
+            base: as of `Pipeline.load`.
 
-        `ConfigError` where no student takes so many steps, or none passed the gate.
+        Raises:
+            ConfigError: no student takes so many steps, or none passed the gate.
         """
         student = Pipeline.load(self.student_folder(steps), net=net, base=base)
         if steps is None and self.gate is not None:
@@ -222,7 +280,14 @@ class RunFolder:
         return student
 
     def student_folder(self, steps: int | None = None) -> Path:
-        """The stage that `student` loads."""
+        """The stage that `student` loads.
+
+        Args:
+            steps: the student's steps.
+
+        Raises:
+            ConfigError: as of `student`.
+        """
         folders = self.stages
         if not folders:
             raise ConfigError(
@@ -234,13 +299,19 @@ class RunFolder:
         return folder_with_steps(self.folder, folders[::-1], steps)
 
     def first_student(self, *, net: str | None = None) -> Pipeline | None:
-        """The stage that the halved students were made from: a guided run's first, or a plan's shrunk one."""
+        """The stage that the halved students were made from: a guided run's first, or a plan's shrunk one.
+
+        Args:
+            net: as of `Pipeline.load`.
+        """
         return self.stage("guided", net=net) or self.stage(SHRUNK, net=net)
 
     def students(self, *, full: int = 64, net: str | None = None) -> list[Pipeline]:
         """All finished students, the most steps first; before the first halving, the first student.
 
-        full  steps of a first student that is not halved
+        Args:
+            full: steps of a first student that is not halved.
+            net: as of `Pipeline.load`.
         """
         loaded = [Pipeline.load(folder, net=net) for folder in self.stages]
         if halved := [pipeline for pipeline in loaded if pipeline.times]:
@@ -250,7 +321,13 @@ class RunFolder:
         return [first.on_grids(self.teacher_times or first.grid(full, "ddim"))]
 
     def finish(self, name: str, write: Callable[[Path], None], cost: RunCost) -> None:
-        """Let `write` fill a folder, then give it the stage's name: all or nothing."""
+        """Let `write` fill a folder, then give it the stage's name: all or nothing.
+
+        Args:
+            name: the stage.
+            write: fills a folder.
+            cost: what the stage cost.
+        """
         self.check()
         stages, final = files.subfolder(self.folder, "stages"), self.stage_folder(name)
         part, old = final.with_name(f".{name}.part"), final.with_name(f".{name}.old")
@@ -272,7 +349,16 @@ class RunFolder:
     ) -> tuple[JsonObject, list[OptionChange], list[str]]:
         """Record which changeable options have other values from this place on.
 
-        Returns the values that the run began with, all changes, and the new one in words.
+        Args:
+            values: the changeable options as they are now.
+            place: stage and update from which they hold.
+            name: the name of the stage.
+
+        Returns:
+            The values that the run began with, all changes, and the new one in words.
+
+        Raises:
+            CheckpointError: the folder went away, or is another run's by now.
         """
         about = self.about
         begun = changeable(about["options"])
@@ -285,19 +371,31 @@ class RunFolder:
         return begun, changes, words
 
     def log_finished(self, name: str) -> None:
-        """Add the line of a finished stage to metrics.jsonl, unless it is there."""
+        """Add the line of a finished stage to metrics.jsonl, unless it is there.
+
+        Args:
+            name: the stage.
+        """
         if not self.log_file.has_stage(name):
             record = self.record(name)
             cost = {"updates": record["updates"], "seconds": record["seconds"]}
             self.log({"stage": name, **cost, "forwards": record["forwards"]})
 
     def log(self, line: JsonObject) -> None:
-        """Add a line to metrics.jsonl; a measure that is not finite is null there."""
+        """Add a line to metrics.jsonl; a measure that is not finite is null there.
+
+        Args:
+            line: the measures by name.
+        """
         self.check()
         self.log_file.add(line)
 
     def check(self) -> None:
-        """`CheckpointError` where the folder went away, or is another run's by now."""
+        """Refuse a folder that changed under the run.
+
+        Raises:
+            CheckpointError: the folder went away, or is another run's by now.
+        """
         if self._lock is not None:
             self._lock.check()
 

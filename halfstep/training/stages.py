@@ -86,7 +86,11 @@ class RunOptions:
         return training.save_every if self.samples_every is None else self.samples_every
 
     def validated_on(self, held_out: Data | None) -> "RunOptions":
-        """The same options; all processes must have this held-out data."""
+        """The same options; all processes must have this held-out data.
+
+        Args:
+            held_out: the data, or None.
+        """
         if held_out is None:
             return self
         return replace(self, shared={**self.shared, "held_out": held_out.fingerprint()[:16]})

@@ -143,23 +143,28 @@ def compress(
 ) -> Compressed:
     """Write smaller variants of a run's students into RUN/compressed, and evaluate the run with them.
 
-    run         a run; a student's own folder, with `teacher`, `data` and `out`; or a classifier's, with
-                `data` and `out`
-    int8        quantise linear layers with torchao
-    prune       shares of the weights to set to 0, the smallest of the whole network
-    prune_rows  shares of each layer's rows to set to 0, those of the smallest norm
-    steps       of the students of a run; by default the one that passed its gate, or of the fewest steps
-    out         folder for the variants of a student without a run, or of a classifier
-    teacher     the teacher's folder, file or name, if the run does not name it or it was moved
-    diffusers   how a teacher of diffusers is read, if not as in the run
-    data        the data, if not the run's
-    verify      of latents: compare the checksums of all files first
-    net         package.module:function that builds a network of your own
-    features    as `evaluate` has it
-    evaluate    evaluate the variants at once; `halfstep.evaluate` also does it
-    evaluation  measurements, and how many samples they take
+    Args:
+        run: a run; a student's own folder, with `teacher`, `data` and `out`; or a classifier's, with
+            `data` and `out`.
+        int8: quantise linear layers with torchao.
+        prune: shares of the weights to set to 0, in (0, 1), the smallest of the whole network.
+        prune_rows: shares of each layer's rows to set to 0, in (0, 1), those of the smallest norm.
+        steps: of the students of a run; by default the one that passed its gate, or of the fewest steps.
+        out: folder for the variants of a student without a run, or of a classifier.
+        teacher: the teacher's folder, file or name, if the run does not name it or it was moved.
+        diffusers: how a teacher of diffusers is read, if not as in the run.
+        data: the data, if not the run's.
+        verify: of latents: compare the checksums of all files first.
+        net: package.module:function that builds a network of your own.
+        features: as `evaluate` has it.
+        device: auto (CUDA, then MPS, then CPU), or one by name.
+        evaluate: evaluate the variants at once; `evaluate` also does it.
+        evaluation: measurements, and how many samples they take.
+        progress: advances with every step of sampling and every timing.
 
-    `ConfigError` for students and options that do not go together, before anything is written.
+    Raises:
+        ConfigError: students and options that do not go together, before anything is written.
+        CheckpointError: a damaged run.
     """
     config = CompressConfig(
         run=Path(run), int8=int8, prune=tuple(prune), prune_rows=tuple(prune_rows),

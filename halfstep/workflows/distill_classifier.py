@@ -135,11 +135,16 @@ class ClassifierDistillation:
 def prepare_distillation(
     config: DistillClassifierConfig, *, progress: Progress = SILENT
 ) -> ClassifierDistillation:
-    """Load the teacher, read the data and build the student.
+    """Load the teacher, read the data and build the student; `run` of the result trains it.
 
-    progress  progress of reading the data
+    Args:
+        config: the options of `halfstep distill knowledge`.
+        progress: progress of reading the data.
 
-    `ConfigError` if folder, teacher, data, student and recipe do not go together.
+    Raises:
+        ConfigError: folder, teacher, data, student and recipe do not go together.
+        DataError: data that cannot be read.
+        CheckpointError: a damaged teacher.
     """
     config.folder.check()
     if config.recipe.cache is not None:

@@ -121,7 +121,16 @@ class EncodeJob:
 
 
 def encode(config: EncodeConfig, *, progress: Progress = SILENT) -> EncodedImages:
-    """Encode images as noise, and write it as NAME.safetensors; `sample` turns it back."""
+    """Encode images as noise, and write it as NAME.safetensors; `sample` turns it back.
+
+    Args:
+        config: the options of `halfstep encode`.
+        progress: advances with every step of every batch.
+
+    Raises:
+        ConfigError: a model and images that do not go together, or a place that cannot be written.
+        CheckpointError: a damaged model.
+    """
     return prepare_encode(config, progress=progress).run(progress)
 
 

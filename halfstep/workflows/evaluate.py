@@ -56,24 +56,30 @@ def evaluate(
 ) -> AnyReport:
     """Evaluate the students of a run, and write its report into the run's folder.
 
-    Under torchrun the processes divide the samples; the first one reads the data, measures and writes, and
-    all return the report.
+    Under torchrun the processes divide the samples; the first one reads the data, measures and writes,
+    and all return the report.
 
-    run       the run's folder: report.json, report.npz, report.html and, of a guided run, slider.html are
-              written into it
-    config    measurements, and how many samples they take
-    data      the real data, if not the run's: data, or words as `load_data` takes them
-    teacher   the teacher's folder, file or name, if it was moved
-    diffusers how a teacher of diffusers is read, if not as in the run
-    features  auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
-              package.module:function
-    held_out  data that no network was trained on, to measure memorisation
-    beside    runs of the same teacher, for a table of sizes
-    net       package.module:function that builds a network of your own
-    verify    of latents: compare the checksums of all files first
+    Args:
+        run: the run's folder: report.json, report.npz, report.html and, of a guided run, slider.html are
+            written into it.
+        config: measurements, and how many samples they take.
+        data: the real data, if not the run's: data, images [N, C, H, W] or samples [N, ...], or words as
+            `load_data` takes them.
+        teacher: the teacher's folder, file or name, if it was moved.
+        diffusers: how a teacher of diffusers is read, if not as in the run.
+        features: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
+            package.module:function.
+        held_out: data that no network was trained on, to measure memorisation.
+        beside: runs of the same teacher, for a table of sizes.
+        net: package.module:function that builds a network of your own.
+        verify: of latents: compare the checksums of all files first.
+        device: auto (CUDA, then MPS, then CPU), or one by name.
+        progress: advances with every step of sampling and every timing.
 
-    `ConfigError` and `DataError` for runs, data and options that cannot be evaluated, before anything is
-    sampled.
+    Raises:
+        ConfigError: runs, data and options that cannot be evaluated, before anything is sampled.
+        DataError: data that cannot be read.
+        CheckpointError: a damaged file of the run.
     """
     processes = Processes(device)
     with processes.together():

@@ -53,29 +53,34 @@ def export(
 ) -> Exported:
     """Write a student into a folder of its own: its weights, its description and a README.
 
-    run     a run, one of its stages, a pipeline's folder, or a classifier's
-    out     a new folder
-    steps   of the student of a run; by default the one that passed its gate, or of the fewest steps
-    dtype   type of the weights in the file: float16 and bfloat16 halve it, and are read back as float32; the
-            network of torch-export computes in them
-    format  pipeline, for `Pipeline.load`, which is the default; torch-export: student.pt2, which needs only
-            torch; onnx: student.onnx, for ONNX Runtime; diffusers: a folder for
-            `DiffusionPipeline.from_pretrained`; comfyui: student.safetensors under the original names, and a
-            workflow; or lora, the default of a LoRA run: a folder for `load_lora_weights`, without the base
-    merge   of a LoRA run the whole network, its LoRA merged; the default format is then diffusers, or
-            pipeline for a network that is not of diffusers
-    net     package.module:function that builds a network of your own
-    source  folder or hub name of the diffusers pipeline that the teacher came from, by default the recorded
-            one; of diffusers, lora and comfyui
-    guidance_scale  the one scale of a student that takes its scale as an input, where diffusers or comfyui
-            has no input for it
-    license  the licence in the model card's metadata; of diffusers and lora
-    push    a name on the hub, OWNER/NAME, under which the folder is uploaded; of diffusers and lora
+    The folder is read again and draws eight samples, which in float32 are the student's own to the bit;
+    of diffusers, lora and comfyui four, equal to 1e-4 of the largest value.
 
-    The folder is read again and draws eight samples, which in float32 are the student's own to the bit; of
-    diffusers, lora and comfyui four, equal to 1e-4 of the largest value.
-    `ConfigError` for a folder that is not new, and for a student that the format cannot hold; after any
-    error the folder is as before.
+    Args:
+        run: a run, one of its stages, a pipeline's folder, or a classifier's.
+        out: a new folder.
+        steps: of the student of a run; by default the one that passed its gate, or of the fewest steps.
+        dtype: type of the weights in the file: float16 and bfloat16 halve it, and are read back as
+            float32; the network of torch-export computes in them.
+        format: pipeline, for `Pipeline.load`, which is the default; torch-export: student.pt2, which
+            needs only torch; onnx: student.onnx, for ONNX Runtime; diffusers: a folder for
+            `DiffusionPipeline.from_pretrained`; comfyui: student.safetensors under the original names,
+            and a workflow; or lora, the default of a LoRA run: a folder for `load_lora_weights`, without
+            the base.
+        merge: of a LoRA run the whole network, its LoRA merged; the default format is then diffusers, or
+            pipeline for a network that is not of diffusers.
+        net: package.module:function that builds a network of your own.
+        source: folder or hub name of the diffusers pipeline that the teacher came from, by default the
+            recorded one; of diffusers, lora and comfyui.
+        guidance_scale: the one scale of a student that takes its scale as an input, where diffusers or
+            comfyui has no input for it.
+        license: the licence in the model card's metadata; of diffusers and lora.
+        push: a name on the hub, OWNER/NAME, under which the folder is uploaded; of diffusers and lora.
+
+    Raises:
+        ConfigError: a folder that is not new, or a student that the format cannot hold; after any error
+            the folder is as before.
+        CheckpointError: a damaged run.
     """
     run, out = Path(run), Path(out)
     config = ExportConfig(

@@ -63,7 +63,12 @@ def grid(config: GridConfig) -> Grid:
     """The walks that diffusers and ComfyUI take with a folder's scheduler.
 
     The schedulers are diffusers' own objects, and only their classes are ever named by a file.
-    `ConfigError` for a folder without a scheduler, an unknown one, and more steps than the table has.
+
+    Args:
+        config: the options of `halfstep grid`.
+
+    Raises:
+        ConfigError: a folder without a scheduler, an unknown one, or more steps than the table has.
     """
     folder = read_scheduler_folder(Path(config.folder))
     source = "as given" if config.steps else folder.steps_from or "by default"

@@ -102,7 +102,17 @@ class LatentsJob:
 
 
 def encode_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> EncodedData:
-    """Encode images into a folder of latents; a second call goes on where the first stopped."""
+    """Encode images into a folder of latents; a second call goes on where the first stopped.
+
+    Args:
+        config: the options of `halfstep latents`.
+        progress: advances with the images.
+
+    Raises:
+        ConfigError: images, codec and captions that do not go together, or a folder of other latents.
+        DataError: images that cannot be read.
+        CheckpointError: a damaged codec.
+    """
     return prepare_latents(config, progress=progress).run(progress)
 
 

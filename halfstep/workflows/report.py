@@ -28,11 +28,13 @@ from halfstep.training.run_identity import Environment, environment
 def write_report(report: AnyReport | Path | str, out: Path | str | None = None) -> Path:
     """Write report.html, and of a guided run slider.html; return the path of report.html.
 
-    report  a report, or the folder of a run that was evaluated
-    out     the folder to write to; a run's own by default, required with a report
+    Args:
+        report: a report, or the folder of a run that was evaluated.
+        out: the folder to write to; a run's own by default, required with a report.
 
-    `ConfigError` for a run that was not evaluated, and for a report without `out`; `CheckpointError` for
-    damaged files.
+    Raises:
+        ConfigError: a run that was not evaluated, or a report without `out`.
+        CheckpointError: a damaged file of the report.
     """
     from halfstep.report import page, slider  # which import jinja2
 

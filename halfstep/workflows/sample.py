@@ -173,7 +173,16 @@ class SampleJob:
 
 
 def sample(config: SampleConfig, *, progress: Progress = SILENT) -> Sampled:
-    """Draw samples and write them into a folder, or as one grid where `out` is a .png."""
+    """Draw samples and write them into a folder, or as one grid where `out` is a .png.
+
+    Args:
+        config: the options of `halfstep sample`.
+        progress: advances with every step of every batch.
+
+    Raises:
+        ConfigError: a model and inputs that do not go together, or a place that cannot be written.
+        CheckpointError: a damaged model.
+    """
     return prepare_sample(config, progress=progress).run(progress)
 
 

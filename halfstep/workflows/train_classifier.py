@@ -112,11 +112,15 @@ class ClassifierRun:
 def prepare_classifier(
     config: TrainClassifierConfig, *, progress: Progress = SILENT
 ) -> ClassifierRun:
-    """Read the data and build the classifier.
+    """Read the data and build the classifier; `run` of the result trains it.
 
-    progress  progress of reading the data
+    Args:
+        config: the options of `halfstep train classifier`.
+        progress: progress of reading the data.
 
-    `ConfigError` if the folder cannot be written, or the data are not labelled images that fit.
+    Raises:
+        ConfigError: the folder cannot be written, or the data are not labelled images that fit.
+        DataError: data that cannot be read.
     """
     config.folder.check()
     data = config.dataset.load(progress)

@@ -161,6 +161,14 @@ def train_codec(config: TrainCodecConfig, *, job: RunOptions | None = None) -> T
     """Train a codec into the run folder, and reconstruct images with it.
 
     The same call again goes on where it stopped, to the bit, or returns what is finished.
+
+    Args:
+        config: the options of `halfstep train codec`.
+        job: device and progress.
+
+    Raises:
+        ConfigError: the folder cannot be written, or the data has no images.
+        DataError: data that cannot be read.
     """
     run = prepare_codec(config)
     run.train(job)

@@ -44,11 +44,15 @@ class DenoiserRun:
 
 
 def prepare_denoiser(config: TrainDenoiserConfig, *, progress: Progress = SILENT) -> DenoiserRun:
-    """Read the data and build a fresh network for it.
+    """Read the data and build a fresh network for it; `run` of the result trains it.
 
-    progress  progress of reading the data
+    Args:
+        config: the options of `halfstep train denoiser`.
+        progress: progress of reading the data.
 
-    `ConfigError` if the folder cannot be written, or the network does not fit the data.
+    Raises:
+        ConfigError: the folder cannot be written, or the network does not fit the data.
+        DataError: data that cannot be read.
     """
     config.folder.check()
     data, method = config.dataset.load(progress), config.method

@@ -77,16 +77,18 @@ def is_latents(folder: Path) -> bool:
 class Latents:
     """Moments of images in a codec's latent space, read like a `Dataset`; `open_latents` makes it.
 
-    moments   row `views` n has the moments of image n, and with `views` 2 the next row those of its mirror
-              image; unscaled [2 c, h, w], mean, then log-variance
-    scale     factor on latents
-    labels    int64 [N], the class of each image, or None
-    names     the names of the classes, or ()
-    contexts  states of the images' captions, or None
-    source    digest of the files' checksums
-    folder    the folder of the latents and of the codec
-    codec     the codec's digest, `Codec.digest`
-    defaults  conditions of every sample, in one row, in place of those that the data lacks
+    Args:
+        moments: row `views` n has the moments of image n, and with `views` 2 the next row those of its
+            mirror image; unscaled [2 c, h, w], mean, then log-variance.
+        views: 1, or 2 with mirror images.
+        scale: factor on latents.
+        labels: int64 [N], the class of each image, or None.
+        names: the names of the classes, or ().
+        contexts: states of the images' captions, or None.
+        source: digest of the files' checksums.
+        folder: the folder of the latents and of the codec.
+        codec: the codec's digest, `Codec.digest`.
+        defaults: conditions of every sample, in one row, in place of those that the data lacks.
     """
 
     moments: Shards
@@ -144,7 +146,8 @@ class Latents:
     def batch(self, rows: Tensor) -> Batch:
         """The means of these images' latents, scaled, with labels and first captions; deterministic.
 
-        rows  int64 [B]
+        Args:
+            rows: int64 [B].
         """
         mean = self.moments.rows(self.views * rows).float().chunk(2, dim=1)[0]
         texts = None if self.contexts is None else self.contexts.rows(rows)
@@ -156,6 +159,10 @@ class Latents:
         """Latents of these images for training, drawn anew at each call.
 
         A random half is of mirror images, and the caption is a random one of the image's captions.
+
+        Args:
+            rows: int64 [B].
+            draw: the randomness of the update.
         """
         device, rows = draw.generator.device, rows.to(self.moments.parts[0].device)
         view = (draw.uniform() < 0.5).to(rows.device) if self.flip else 0

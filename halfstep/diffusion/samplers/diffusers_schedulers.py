@@ -47,19 +47,25 @@ def sample_with_scheduler(
 ) -> Tensor:
     """Sample from times[0] to data with diffusers' scheduler of this class name, on any schedule.
 
-    noise       float [B, ...] unit noise; sampling starts where `sample` starts
-    times       1 >= falling to 0: the scheduler's steps.  Some schedulers evaluate between them as well
-    generators  one per sample, for schedulers that draw noise: the noise does not depend on the batch
-    clip        clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip
-    progress    advances with every step; a step may take several network calls
+    A schedule that is not variance preserving is sampled as x_t / sqrt(alpha^2 + sigma^2), which is. Most
+    schedulers compute in float32, and those of Euler's family on x_t / alpha.
 
-    A schedule that is not variance preserving is sampled as x_t / sqrt(alpha^2 + sigma^2), which is.
-    Most schedulers compute in float32, and those of Euler's family on x_t / alpha.
+    Args:
+        denoiser: a denoiser, guided or not.
+        noise: float [B, ...] unit noise; sampling starts where `sample` starts.
+        times: 1 >= falling to 0: the scheduler's steps. Some schedulers evaluate between them as well.
+        name: the class name of the scheduler.
+        generators: one per sample, for schedulers that draw noise: the noise does not depend on the
+            batch.
+        cond: the conditions, one row a sample, or None.
+        clip: clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip.
+        progress: advances with every step; a step may take several network calls.
 
-    Raises `ConfigError` for an unknown name, an unsupported scheduler, a grid that does not end at 0, a
-    scheduler of eps where alpha = 0, and a grid on which sampling with an exact network ends far from the
-    data.  Few steps of Heun, ancestral KDPM2 or PNDM do so where alpha(1) is near 0: Heun and PNDM then sum
-    slopes in sigma / alpha over a step of thousands.
+    Raises:
+        ConfigError: an unknown name, an unsupported scheduler, a grid that does not end at 0, a scheduler
+            of eps where alpha = 0, or a grid on which sampling with an exact network ends far from the
+            data. Few steps of Heun, ancestral KDPM2 or PNDM do so where alpha(1) is near 0: Heun and PNDM
+            then sum slopes in sigma / alpha over a step of thousands.
     """
     if len(generators) != len(noise):
         raise ConfigError(

@@ -22,10 +22,14 @@ def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: float) -> Tensor:
 def inpainting(step: Step, mask: Tensor, x0: Tensor, noise: Tensor) -> Step:
     """`step`, followed by a reset of the values outside the mask to x0, noised to the step's end.
 
-    The noise is the one that sampling began with: a value outside the mask moves straight from it to x0.  At
-    t = 0 it is x0 itself, to the bit.
+    The noise is the one that sampling began with: a value outside the mask moves straight from it to x0.
+    At t = 0 it is x0 itself, to the bit.
 
-    mask  bool, as x0 or broadcastable to it: True where x0 is repainted, as in diffusers
+    Args:
+        step: the solver, such as `ddim`.
+        mask: bool [B, ...] as x0, or broadcastable to it: True where x0 is repainted, as in diffusers.
+        x0: float [B, ...], the data.
+        noise: float [B, ...], the noise that sampling begins with.
     """
 
     x0 = as_floats(x0)

@@ -25,12 +25,21 @@ def encode(
 ) -> Tensor:
     """Encode data as the noise that `sample` turns into it: DDIM steps from times[-1] to times[0].
 
-    x0        float [B, ...] data, taken as x at times[-1]
-    times     as for `sample`, noise first
-    progress  advances with every step
+    At t = 0 it starts from the level `schedule.at(0)`. Nothing is clipped: the eps of a clipped x0 would
+    be the clipping error divided by sigma.
 
-    At t = 0 it starts from the level `schedule.at(0)`.  Nothing is clipped: the eps of a clipped x0 would be
-    the clipping error divided by sigma.
+    Args:
+        denoiser: a denoiser, guided or not.
+        x0: float [B, ...] data, taken as x at times[-1].
+        times: as for `sample`, noise first.
+        cond: the conditions, one row a sample, or None.
+        progress: advances with every step.
+
+    Returns:
+        float [B, ...], unit noise.
+
+    Raises:
+        ConfigError: a network whose output does not determine eps at the data's end of the grid.
     """
     schedule, x0 = denoiser.schedule, as_floats(x0)
     on_schedule(checked(times), schedule)

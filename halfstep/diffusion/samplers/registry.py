@@ -14,7 +14,12 @@ STEPS: dict[str, Step] = {"ddim": ddim, "heun": heun, "dpmpp-2m": dpmpp_2m}
 
 
 def calls(sampler: str, steps: int) -> int:
-    """The number of network calls that the named sampler makes in `steps` steps."""
+    """The number of network calls that the named sampler makes in `steps` steps.
+
+    Args:
+        sampler: ddim, heun, dpmpp-2m, ..., or diffusers:NAME.
+        steps: 1 or more.
+    """
     if sampler.startswith(PREFIX):
         return network_calls(sampler.removeprefix(PREFIX), steps)
     return 2 * steps - 1 if sampler == "heun" else steps

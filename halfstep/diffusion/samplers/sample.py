@@ -49,10 +49,22 @@ def sample(
 ) -> Tensor:
     """Sample: integrate from times[0] to times[-1].
 
-    noise     float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`
-    times     1 >= falling >= 0.  Arriving at 0 returns the last predicted x0
-    clip      clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip; or a `Clip`
-    progress  advances with every step
+    Args:
+        denoiser: a denoiser, guided or not.
+        noise: float [B, ...] unit noise; becomes `start(schedule, noise, times[0])`.
+        times: 1 >= falling >= 0. Arriving at 0 returns the last predicted x0.
+        step: the solver, such as `ddim`.
+        cond: the conditions, one row a sample, or None.
+        clip: clip every predicted x0 to [-clip, clip] and recompute its eps; None does not clip; or a
+            `Clip`.
+        progress: advances with every step.
+
+    Returns:
+        float [B, ...] at times[-1].
+
+    Raises:
+        ConfigError: a grid that does not fall, noise that is no float, or a start at t = 0 or where a
+            network's output does not determine x0.
     """
     schedule, clipped = denoiser.schedule, Clip.of(clip)
     history: list[ModelOutput] = []

@@ -17,7 +17,13 @@ from halfstep.diffusion.schedules import Level
 
 @dataclass(frozen=True)
 class TimePoint:
-    """A point of a trajectory: number of the step that ends there (0 is the start), time and level."""
+    """A point of a trajectory: number of the step that ends there (0 is the start), time and level.
+
+    Args:
+        step: its number.
+        t: in [0, 1].
+        level: alpha and sigma there.
+    """
 
     step: int
     t: float
@@ -26,7 +32,12 @@ class TimePoint:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """The prediction of the network at a point."""
+    """The prediction of the network at a point.
+
+    Args:
+        point: the point.
+        pred: x0 and eps, float [B, ...].
+    """
 
     point: TimePoint
     pred: Prediction
@@ -81,8 +92,13 @@ def _exponential(x: Tensor, x0: Tensor, current: Level, to: Level) -> Tensor:
 def ancestral(fresh: Callable[[Tensor, int], Tensor], *, variance: float = 0.0) -> Step:
     """The stochastic sampler of DDPM (Ho et al. 2020; Salimans & Ho 2022, section 2).
 
-    fresh     (like, step) -> unit noise, so that noise is a function of the step number
-    variance  in [0, 1]: 0 is the small (posterior) variance, 1 the large; log-interpolated between them
+    Args:
+        fresh: (like, step) to unit noise, so that noise is a function of the step number.
+        variance: in [0, 1]: 0 is the small (posterior) variance, 1 the large; log-interpolated between
+            them.
+
+    Raises:
+        ConfigError: a variance beyond its range.
     """
     validate("variance", variance, Share)
 

@@ -17,13 +17,20 @@ from halfstep.errors import ConfigError
 
 
 def stochastic(times: Times, schedule: Schedule, fresh: Fresh) -> Step:
-    """The step from t to s, the next time of the grid, by way of k, the time after it.  One call a step.
+    """The step from t to s, the next time of the grid, by way of k, the time after it (Meng et al. 2023).
 
-    z_k = alpha_k x0 + sigma_k eps
-    z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} noise  with  sigma_{s|k}^2 = (1 - SNR_s / SNR_k) sigma_s^2
-    The last step has no time beyond it and is DDIM's.
+    One call a step. The last step has no time beyond it and is DDIM's::
 
-    times  the grid that is sampled on
+        z_k = alpha_k x0 + sigma_k eps
+        z_s = (alpha_s / alpha_k) z_k + sigma_{s|k} noise  with  sigma_{s|k}^2 = (1 - SNR_s / SNR_k) sigma_s^2
+
+    Args:
+        times: the grid that is sampled on.
+        schedule: the noise schedule.
+        fresh: (like, step) to unit noise.
+
+    Raises:
+        ConfigError: it is used on another grid.
     """
 
     def step(x: Tensor, history: Sequence[ModelOutput], to: TimePoint, model_fn: ModelFn) -> Tensor:

@@ -20,13 +20,20 @@ _Beta = Annotated[float, Gt(0), Lt(1)]
 class BetaTable(Validated):
     """A table of betas as in diffusers' schedulers, read at continuous times.
 
-    kind      'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'trained_betas'
-    betas     the table itself, for 'trained_betas' only
-    zero_snr  rescale so that alpha = 0 at t = 1 (Lin et al. 2024, Algorithm 1)
+    Entry n (0-based, diffusers' timestep) lies at t = (n + 1) / levels; t = 0 is clean. Between the
+    entries the log-SNR is interpolated. Times in (0, 1 / levels), and with `zero_snr` in (1 - 1 / levels,
+    1), have no level.
 
-    Entry n (0-based, diffusers' timestep) lies at t = (n + 1) / levels; t = 0 is clean.  Between the
-    entries the log-SNR is interpolated.  Times in (0, 1 / levels), and with `zero_snr` in
-    (1 - 1 / levels, 1), have no level and are refused.
+    Args:
+        kind: 'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'trained_betas'.
+        levels: number of entries.
+        beta_start: the first beta of a linear table.
+        beta_end: the last beta of a linear table.
+        betas: the table itself, for 'trained_betas' only.
+        zero_snr: rescale so that alpha = 0 at t = 1 (Lin et al. 2024, Algorithm 1).
+
+    Raises:
+        ConfigError: a table that is no schedule; and `at`, for times that have no level.
     """
 
     kind: str = "linear"

@@ -21,9 +21,16 @@ _End = Annotated[float, Ge(-30), Le(30)]
 class Cosine(Validated):
     """alpha = cos(a t + b), sigma = sin(a t + b): the cosine with its ends moved inside.
 
-    Salimans & Ho 2022; b = arctan(exp(-logsnr_max / 2)), a = arctan(exp(-logsnr_min / 2)) - b.
-    At t = 0 the log-SNR is `logsnr_max`, at t = 1 `logsnr_min`: neither end is exactly 0 or 1, and
-    alpha(1) = sigma(0) = 4.54e-5 with the default ends.
+    Salimans & Ho 2022; b = arctan(exp(-logsnr_max / 2)), a = arctan(exp(-logsnr_min / 2)) - b. At t = 0
+    the log-SNR is `logsnr_max`, at t = 1 `logsnr_min`: neither end is exactly 0 or 1, and alpha(1) =
+    sigma(0) = 4.54e-5 with the default ends.
+
+    Args:
+        logsnr_min: log(alpha^2 / sigma^2) at t = 1, pure noise.
+        logsnr_max: log(alpha^2 / sigma^2) at t = 0, clean data.
+
+    Raises:
+        ConfigError: an end beyond its range, or `logsnr_max` not above `logsnr_min`.
     """
 
     logsnr_min: _End = -20.0
@@ -63,8 +70,15 @@ _Beta = Annotated[float, Ge(0), Le(200)]
 class VPLinear(Validated):
     """The variance-preserving SDE with beta(t) from `beta_min` to `beta_max` (Song et al. 2021).
 
-    log alpha^2 = -(beta_min t + (beta_max - beta_min) t^2 / 2).  At t = 0 it is clean; at t = 1
-    alpha = 0.0066 with the default ends.
+    log alpha^2 = -(beta_min t + (beta_max - beta_min) t^2 / 2). At t = 0 it is clean; at t = 1 alpha =
+    0.0066 with the default ends.
+
+    Args:
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+
+    Raises:
+        ConfigError: an end beyond its range, or two that add no noise.
     """
 
     beta_min: _Beta = 0.1
@@ -98,9 +112,14 @@ class VPLinear(Validated):
 class RectifiedFlow(Validated):
     """alpha = 1 - sigma, sigma = s t / (1 + (s - 1) t): rectified flow (Liu et al. 2023).
 
-    shift  s, which moves the times of a grid towards noise (Esser et al. 2024, eq. 23); 1 is sigma = t
+    Exact at both ends, at any shift.
 
-    Exact at both ends, whatever the shift.
+    Args:
+        shift: s, which moves the times of a grid towards noise (Esser et al. 2024, eq. 23); 1 is sigma =
+            t.
+
+    Raises:
+        ConfigError: a shift beyond its range.
     """
 
     shift: Annotated[float, Ge(0.01), Le(1000)] = 1.0
@@ -125,7 +144,15 @@ _Sigma = Annotated[float, Ge(1e-18), Le(1e18)]
 class Karras(Validated):
     """alpha = 1, sigma from `sigma_min` to `sigma_max`: variance exploding (Karras et al. 2022, eq. 5).
 
-    sigma(t)^(1/rho) is affine in t.  At t = 0 sigma is `sigma_min`; sampling starts from sigma(1) * noise.
+    sigma(t)^(1/rho) is affine in t. At t = 0 sigma is `sigma_min`; sampling starts from sigma(1) * noise.
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = 1.
+        rho: larger values spend more of the grid near the data.
+
+    Raises:
+        ConfigError: sigma does not rise from `sigma_min` to `sigma_max`, or its powers overflow.
     """
 
     sigma_min: _Sigma = 0.002

@@ -13,7 +13,12 @@ from halfstep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Level:
-    """The amounts of signal and of noise, `alpha` and `sigma`, each broadcastable to x."""
+    """The amounts of signal and of noise, `alpha` and `sigma`, each broadcastable to x.
+
+    Args:
+        alpha: float [...], the factor of the data.
+        sigma: float [...], the factor of the noise.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -24,7 +29,12 @@ class Level:
         return 2 * (self.alpha.log() - self.sigma.log())
 
     def mix(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """x_t = alpha x0 + sigma eps."""
+        """x_t = alpha x0 + sigma eps.
+
+        Args:
+            x0: float [B, ...].
+            eps: float [B, ...].
+        """
         return self.alpha * x0 + self.sigma * eps
 
 
@@ -64,8 +74,12 @@ def inverse(time: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Te
 def arriving(schedule: Schedule, t: Tensor) -> Level:
     """The level at the end of a step to t: clean data (alpha 1, sigma 0) at t = 0, else `at(t)`.
 
-    This is the last-step rule of Salimans & Ho's samplers and targets.  A step that starts at t = 0 uses
+    This is the last-step rule of Salimans & Ho's samplers and targets. A step that starts at t = 0 uses
     `schedule.at` instead.
+
+    Args:
+        schedule: the noise schedule.
+        t: float [...], times in [0, 1].
     """
     level, at_data = schedule.at(t), t == 0
     alpha = torch.where(at_data, torch.ones_like(level.alpha), level.alpha)

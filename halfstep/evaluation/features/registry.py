@@ -42,13 +42,17 @@ AS_IT_LIES = "as it lies, [-1, 1]"
 class Features:
     """A named map from images in [-1, 1], float [N, C, H, W], or uint8, to features, float64 [N, D].
 
-    name           name in reports
-    net            the map, preprocessing included: float [B, C, H, W] to float [B, D]
-    preprocessing  in words; distances with different preprocessing are not comparable
-    digest         sha256 of the weights; "" if unknown, and then nothing is cached
-    channels       number of image channels; gray images are repeated to 3; None accepts any images
-    head           logits [N, K] from features [N, D], for an Inception score; None without classes
-    batch          images at a time
+    Args:
+        name: name in reports.
+        net: the map, preprocessing included: float [B, C, H, W] to float [B, D].
+        preprocessing: in words; distances with different preprocessing are not comparable.
+        digest: sha256 of the weights; "" if unknown, and then nothing is cached.
+        channels: number of image channels; gray images are repeated to 3; None accepts any images.
+        head: logits [N, K] from features [N, D], for an Inception score; None without classes.
+        batch: images at a time.
+
+    Raises:
+        ConfigError: it is called, and images or features have another shape.
     """
 
     name: str
@@ -72,7 +76,17 @@ class Features:
         return torch.cat(parts)
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Class probabilities, float64 [N, K], from features [N, D], for an Inception score."""
+        """Class probabilities, for an Inception score.
+
+        Args:
+            features: float64 [N, D].
+
+        Returns:
+            float64 [N, K].
+
+        Raises:
+            ConfigError: the features have no classes.
+        """
         if self.head is None:
             raise ConfigError(
                 f"the features '{self.name}' have no classes, which an Inception score needs: choose "

@@ -19,9 +19,11 @@ from halfstep.errors import ConfigError, DataError
 class Interval:
     """A measured value, and a confidence interval of the true one.
 
-    value      the statistic of the samples, its bias included
-    low, high  ends of the interval, bias removed.  So `value` lies outside if the bias is larger than the
-               noise (a Fréchet distance of few samples)
+    Args:
+        value: the statistic of the samples, its bias included.
+        low: lower end of the interval, bias removed. So `value` lies outside if the bias is larger than
+            the noise (a Fréchet distance of few samples).
+        high: upper end of the interval, bias removed.
     """
 
     value: float

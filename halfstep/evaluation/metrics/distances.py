@@ -20,14 +20,19 @@ ROWS = 1024
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Squared 2-Wasserstein distance between Gaussians fitted to two sets (Heusel et al. 2017, eq. 6).
 
-    real, fake  features, float [n, D], [m, D], at least two rows each; symmetric in the two
-
-    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2).  With C = R'R from a QR decomposition of the
-    centred rows the last trace is the sum of the singular values of R1 R2': no covariance is formed, no
-    root of a rounded eigenvalue is taken, and constant features or fewer rows than D cost no accuracy.
+    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With C = R'R from a QR decomposition of the centred
+    rows the last trace is the sum of the singular values of R1 R2': no covariance is formed, no root of a
+    rounded eigenvalue is taken, and constant features or fewer rows than D cost no accuracy.
 
     Biased upward by about 1/n + 1/m, so compare only equal n and the same features, and see
-    `sampling_floor`.  At D = 2048 about 5 s on one core for 4,000 rows.
+    `sampling_floor`. At D = 2048 about 5 s on one core for 4,000 rows.
+
+    Args:
+        real: float [n, D], features, n at least 2.
+        fake: float [m, D], features, m at least 2; the distance is symmetric in the two.
+
+    Raises:
+        DataError: other shapes, or features that are not finite.
     """
     real, fake = checked(real, fake)
     return frechet_of_factors(factor(real), factor(fake))

@@ -26,7 +26,12 @@ Answers = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeDistillation(Validated):
-    """Train a classifier to predict what a larger one, or several, predict (Hinton et al. 2015)."""
+    """Train a classifier to predict what a larger one, or several, predict (Hinton et al. 2015).
+
+    Raises:
+        ConfigError: all weights of the objective are 0.
+        DataError: a term needs labels and the data has none, once it is trained.
+    """
 
     terms: Terms = field(default_factory=hinton)
     """The terms of the loss: see `halfstep.methods.classifiers.recipes`."""
@@ -82,8 +87,15 @@ class KnowledgeDistillation(Validated):
     ) -> Iterator[Stage]:
         """One stage.
 
-        example  an image [1, ...], from which terms on features take their shapes
-        answers  cached logits of the teacher; None computes them
+        Args:
+            teacher: one classifier or several.
+            student: maps images [B, C, H, W] to logits [B, classes].
+            example: an image [1, C, H, W], from which terms on features take their shapes.
+            answers: cached logits of the teacher, float [B, classes] of a batch; None computes them.
+
+        Raises:
+            ConfigError: student and teacher differ in classes or share weights, or terms compare features
+                that have other places.
         """
         _refuse_itself(teacher, student)
         paired = pairs_of(self.live)

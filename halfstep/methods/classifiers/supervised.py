@@ -21,7 +21,12 @@ LOGGED = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Validated):
-    """Train a classifier from labelled data."""
+    """Train a classifier from labelled data.
+
+    Raises:
+        ConfigError: options beyond their range.
+        DataError: data without labels, once it is trained.
+    """
 
     updates: Updates = 2_000
     """Optimiser updates."""
@@ -31,7 +36,9 @@ class Classification(Validated):
     def stages(self, model: nn.Module, *, held_out: Dataset | None = None) -> Iterator[Stage]:
         """One stage, with the model itself as the student.
 
-        held_out  labelled data that is never trained on; the log has its accuracy
+        Args:
+            model: maps images [B, C, H, W] to logits [B, classes].
+            held_out: labelled data that is never trained on; the log has its accuracy.
         """
         objective = Classify(self.label_smoothing, held_out)
         yield Stage("classifier", model, objective, self.updates)

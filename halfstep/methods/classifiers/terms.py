@@ -36,7 +36,11 @@ class LossInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Term(Validated):
-    """A named, weighted part of an objective: called with `LossInputs`, it returns one value per row, [B]."""
+    """A named, weighted part of an objective: called with `LossInputs`, it returns one value per row, [B].
+
+    Raises:
+        ConfigError: a name with a dot, or a weight below 0.
+    """
 
     weight: Weight = 1.0
     """A number, or a `Linear` that changes while a stage is trained."""

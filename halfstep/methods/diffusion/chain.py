@@ -93,6 +93,9 @@ class Chain(VTeacherFirst, Parts):
     """Shrink, guide, halve: a smaller network, optionally one call for any guidance scale, fewer steps.
 
     A teacher that predicts eps becomes a v teacher first.
+
+    Raises:
+        ConfigError: options of its parts that do not go together.
     """
 
     @classmethod

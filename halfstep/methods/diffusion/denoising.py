@@ -28,7 +28,11 @@ from halfstep.rng import Draw, Uniform
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Validated, Method):
-    """Train a teacher from data."""
+    """Train a teacher from data.
+
+    Raises:
+        ConfigError: an unknown weight, or options beyond their range.
+    """
 
     updates: Updates = 100_000
     """Optimiser updates."""
@@ -45,11 +49,23 @@ class Denoising(Validated, Method):
             raise unknown("weighting", self.weighting, WEIGHTINGS)
 
     def plan(self, model: PipelineLike) -> list[StagePlan]:
-        """One stage: the model itself, which becomes a teacher."""
+        """One stage: the model itself, which becomes a teacher.
+
+        Args:
+            model: the fresh pipeline.
+        """
         return [StagePlan("teacher", self.updates)]
 
     def check(self, model: PipelineLike) -> None:
-        """`ConfigError` for a model that cannot be trained with these options."""
+        """Refuse a model that cannot be trained with these options.
+
+        Args:
+            model: the fresh pipeline.
+
+        Raises:
+            ConfigError: labels are dropped without a null class, or eps is learnt where it does not
+                determine x0.
+        """
         if self.drop_labels and model.unconditional is None:
             raise ConfigError(
                 "drop_labels needs labelled data and a network with a null class, or texts"
@@ -64,7 +80,11 @@ class Denoising(Validated, Method):
             )
 
     def stages(self, model: PipelineLike) -> Iterator[Stage]:
-        """One stage, with the model's denoiser as the student."""
+        """One stage, with the model's denoiser as the student.
+
+        Args:
+            model: the fresh pipeline.
+        """
         [stage], denoiser = self.plan(model), model.denoiser.unguided
         levels, weighting = levels_for(self.levels, denoiser.schedule), WEIGHTINGS[self.weighting]
         objective = Denoise(

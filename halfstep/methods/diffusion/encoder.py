@@ -20,7 +20,11 @@ from halfstep.methods.diffusion.progressive import Halve, Halving
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder(Halving):
-    """Halve the number of steps from data to noise, again and again (Meng et al. 2023)."""
+    """Halve the number of steps from data to noise, again and again (Meng et al. 2023).
+
+    Raises:
+        ConfigError: as of `Progressive`; a weight that ignores errors at t = 0, where an encoder starts.
+    """
 
     weighting: str = "snr+1"
     """Loss weight on the x0 error: snr (the eps error), truncated-snr or snr+1 (the v error)."""
@@ -42,10 +46,23 @@ class Encoder(Halving):
             )
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that cannot encode on this grid."""
+        """Refuse a teacher that cannot encode on this grid.
+
+        Args:
+            teacher: the pipeline to distil.
+
+        Raises:
+            ConfigError: a teacher whose output does not determine eps at the data's end of the grid.
+        """
         super().check(teacher)
         refuse_blind_to_noise(teacher.denoiser, self.plan(teacher)[0].teacher_times[-1])
 
     def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> Halve:
-        """The objective of the student of a teacher on this grid: t = i / N, i ~ {0, ..., N - 1}."""
+        """The objective of the student of a teacher on this grid: t = i / N, i ~ {0, ..., N - 1}.
+
+        Args:
+            teacher: the frozen denoiser.
+            times: the teacher's grid, noise first.
+            clip: of the targets; None does not clip.
+        """
         return Halve(teacher, times[::-1], WEIGHTINGS[self.weighting])

@@ -186,6 +186,9 @@ class GuidedDistillation(VTeacherFirst, GuidedHalving):
     """One student for a range of guidance scales, one call a step, and fewer steps (Meng et al. 2023).
 
     A teacher that predicts eps becomes a v teacher first.
+
+    Raises:
+        ConfigError: a range that falls, an odd number of Fourier features, or an unknown weight.
     """
 
     @classmethod

@@ -167,6 +167,10 @@ class Progressive(VTeacherFirst, Halving):
     """Halve the number of sampling steps, again and again (Salimans & Ho 2022).
 
     A teacher that predicts eps becomes a v teacher first.
+
+    Raises:
+        ConfigError: `start` is not `stop` times a power of two, the numbers of updates or times do not
+            match the halvings, or a weight vanishes where students start.
     """
 
     walks: ClassVar[bool] = True
@@ -269,15 +273,26 @@ def two_step_target(
     """The prediction with which ONE DDIM step t -> t_end lands where TWO teacher steps land.
 
     Algorithm 2's x~ = (z_t'' - (sigma_t'' / sigma_t) z_t) / (alpha_t'' - (sigma_t'' / sigma_t) alpha_t)
-    as the convex combination it is, for any schedule and without its cancellation:
-    x~ = [(rho_m - rho_t) x_1 + (rho_e - rho_m) x_2] / (rho_e - rho_t) with rho = alpha / sigma, and
-    eps~ the same with rho = sigma / alpha.
+    as the convex combination it is, for any schedule and without its cancellation::
 
-    t > t_mid > t_end, or towards noise t < t_mid < t_end, float64 [B]; t_mid = t is a single step.
-    At t_end = 0 the step ends in clean data: x~ = x_2.  Never differentiated.
+        x~ = [(rho_m - rho_t) x_1 + (rho_e - rho_m) x_2] / (rho_e - rho_t)  with  rho = alpha / sigma
 
-    clip  clip the images of the teacher's steps to [-clip, clip] (which needs sigma > 0), or a `Clip`; None,
-          as in the paper, does not clip
+    and eps~ the same with rho = sigma / alpha. At t_end = 0 the step ends in clean data: x~ = x_2. Never
+    differentiated.
+
+    Args:
+        teacher: the frozen denoiser.
+        x_t: float [B, ...], noisy data.
+        t: float64 [B], the start of the step.
+        t_mid: float64 [B], t > t_mid > t_end, or towards noise t < t_mid < t_end; t_mid = t is a single
+            step.
+        t_end: float64 [B], its end.
+        cond: the conditions, or None.
+        clip: clip the images of the teacher's steps to [-clip, clip] (which needs sigma > 0), or a
+            `Clip`; None, as in the paper, does not clip.
+
+    Raises:
+        ConfigError: a teacher that predicts eps where alpha = 0, or x0 where sigma = 0.
     """
     clipped = Clip.of(clip)
 

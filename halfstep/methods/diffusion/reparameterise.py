@@ -40,7 +40,11 @@ V_TEACHER = "v-teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Reparameterise(Validated, Method):
-    """Turn a teacher into one that predicts v (Salimans & Ho 2022, section 4)."""
+    """Turn a teacher into one that predicts v (Salimans & Ho 2022, section 4).
+
+    Raises:
+        ConfigError: an unknown weight, or one that vanishes at SNR 0, for which v is learnt.
+    """
 
     updates: Updates = 5_000
     """Optimiser updates."""
@@ -66,11 +70,22 @@ class Reparameterise(Validated, Method):
             )
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
-        """One stage: the v teacher."""
+        """One stage: the v teacher.
+
+        Args:
+            teacher: the pipeline to distil.
+        """
         return [StagePlan(V_TEACHER, self.updates, forwards=Match.forwards)]
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that predicts both, and for zero_snr without a table."""
+        """Refuse a teacher that predicts both, and zero_snr without a table.
+
+        Args:
+            teacher: the pipeline to distil.
+
+        Raises:
+            ConfigError: the teacher needs no reparameterisation, or its schedule is no table.
+        """
         super().check(teacher)
         refuse_student(teacher)
         if teacher.denoiser.parameterisation.outputs != V.outputs:
@@ -83,6 +98,11 @@ class Reparameterise(Validated, Method):
         label_dropping(self.drop_labels, teacher.unconditional)
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        """The stages for a teacher that passes `check`; code after a `yield` runs after its training.
+
+        Args:
+            teacher: the pipeline to distil, on its device.
+        """
         [stage], eta = self.plan(teacher), teacher.denoiser
         schedule, null = self._schedule(eta), teacher.unconditional
         student = reading_v(eta.trainable_copy(), schedule)

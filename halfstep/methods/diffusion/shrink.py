@@ -52,7 +52,11 @@ SHRUNK = "shrunk"
 
 @dataclass(frozen=True, kw_only=True)
 class Shrink(Validated, Method):
-    """A smaller network that predicts what its teacher predicts, at every time."""
+    """A smaller network that predicts what its teacher predicts, at every time.
+
+    Raises:
+        ConfigError: no option makes the student smaller, two do, or all weights of the loss are 0.
+    """
 
     keeps_network: ClassVar[bool] = False
     depth: CountOrNone = 0
@@ -136,7 +140,17 @@ class Shrink(Validated, Method):
         previous: JsonObject | None = None,
         progress: Progress = SILENT,
     ) -> Self:
-        """The method with the pairs of blocks to keep, scored on the data unless they are named."""
+        """The method with the pairs of blocks to keep, scored on the data unless they are named.
+
+        Args:
+            teacher: the pipeline to distil.
+            data: scores the blocks; None leaves them open.
+            previous: the options of the run that is continued, with its pairs.
+            progress: advances with every pair that is scored.
+
+        Raises:
+            ConfigError: a depth that the teacher does not have.
+        """
         options = previous or {}
         if not self.needs_data:
             return self
@@ -153,7 +167,13 @@ class Shrink(Validated, Method):
     def scores(
         self, teacher: PipelineLike, data: Data, *, progress: Progress = SILENT
     ) -> list[float]:
-        """The rise of the loss without each pair of the teacher's blocks, the outermost first."""
+        """The rise of the loss without each pair of the teacher's blocks, the outermost first.
+
+        Args:
+            teacher: the pipeline to distil.
+            data: on which the loss is taken.
+            progress: advances with every pair that is scored.
+        """
         denoiser = teacher.denoiser.trainable_copy().freeze()
         objective: Objective = self.objective(denoiser, teacher)
         if teacher.guidance_range is not None and reads_scale(denoiser.net):
@@ -173,11 +193,23 @@ class Shrink(Validated, Method):
         return f"shrink to {', '.join(parts)}"
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
-        """One stage: the smaller network."""
+        """One stage: the smaller network.
+
+        Args:
+            teacher: the pipeline to distil.
+        """
         return [StagePlan(SHRUNK, self.updates, forwards=Imitate.forwards)]
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a student as the teacher, and for options that do not fit it."""
+        """Refuse a student as the teacher, and options that do not fit it.
+
+        Args:
+            teacher: the pipeline to distil.
+
+        Raises:
+            ConfigError: the teacher is a student of a few steps, or a guided one whose images are not the
+                data's.
+        """
         super().check(teacher)
         refuse_student(teacher)
         label_dropping(self.drop_labels, teacher.unconditional)
@@ -191,6 +223,11 @@ class Shrink(Validated, Method):
             replace(self, choose="even").kept_pairs(teacher.denoiser.unguided.net)
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        """The stages for a teacher that passes `check`; code after a `yield` runs after its training.
+
+        Args:
+            teacher: the pipeline to distil, on its device.
+        """
         [stage], eta = self.plan(teacher), teacher.denoiser
         student = self.initial_student(eta)
         features = self._features(eta, student)
@@ -202,7 +239,13 @@ class Shrink(Validated, Method):
     def objective(
         self, frozen: Teacher, teacher: PipelineLike, features: Matched | None = None
     ) -> Imitate:
-        """The loss of a student of this teacher with the frozen denoiser."""
+        """The loss of a student of this teacher with the frozen denoiser.
+
+        Args:
+            frozen: the teacher's denoiser.
+            teacher: the pipeline to distil.
+            features: compares blocks; None compares outputs alone.
+        """
         null = teacher.unconditional
         drop = label_dropping(self.drop_labels, null)
         guided = _is_guided(teacher)
@@ -213,7 +256,14 @@ class Shrink(Validated, Method):
         )
 
     def initial_student(self, teacher: Teacher) -> Denoiser:
-        """The student before training."""
+        """The student before training.
+
+        Args:
+            teacher: the teacher's denoiser.
+
+        Raises:
+            ConfigError: a student that is no smaller than its teacher.
+        """
         student = teacher.trainable_copy()
         if self.student:
             student.net = self._built(student.net)
@@ -222,7 +272,14 @@ class Shrink(Validated, Method):
         return student
 
     def kept_pairs(self, net: nn.Module) -> tuple[int, ...]:
-        """The pairs of this teacher's blocks that the student keeps."""
+        """The pairs of this teacher's blocks that the student keeps.
+
+        Args:
+            net: the teacher's network.
+
+        Raises:
+            ConfigError: all pairs are kept, or none was chosen yet.
+        """
         pairs = pairs_of(net)
         if self.depth and not 2 <= self.depth < 2 * pairs:
             most = (

@@ -25,6 +25,9 @@ class Stochastic(Progressive):
     """Halve the number of steps of the stochastic sampler, again and again (Meng et al. 2023).
 
     A student of 2 steps spans both from t = 1, so it is the student of 1 step too: `stop` 1 ends there.
+
+    Raises:
+        ConfigError: as of `Progressive`; `start` below 4, as one call already spans 2 steps.
     """
 
     sampler: ClassVar[str] = "stochastic"
@@ -43,7 +46,13 @@ class Stochastic(Progressive):
         return [steps for steps in super().counts if steps > 1]
 
     def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> "HalveJumps":
-        """The objective of the student of a teacher on this grid."""
+        """The objective of the student of a teacher on this grid.
+
+        Args:
+            teacher: the frozen denoiser.
+            times: the teacher's grid, noise first.
+            clip: of the targets; None does not clip.
+        """
         return HalveJumps(teacher, times, WEIGHTINGS[self.weighting], clip)
 
 

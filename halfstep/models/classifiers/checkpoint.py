@@ -73,10 +73,17 @@ def save_classifier(
 def load_classifier(folder: Path | str, *, net: str | None = None) -> nn.Module:
     """Load a classifier in eval mode, from its folder or from the run that made it.
 
-    net  the function, package.module:function, that builds a user's own network: code named in a file is
-         not run
+    Args:
+        folder: the folder.
+        net: the function, package.module:function, that builds a user's own network: code named in a file
+            is not run.
 
-    `CheckpointError` if it is missing or damaged.
+    Returns:
+        A module that maps images float [B, C, H, W] to logits [B, classes].
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+        ConfigError: its network is your own code, and `net` does not name it.
     """
     classifier_folder = classifier_in(Path(folder).expanduser())
     if classifier_folder is None:

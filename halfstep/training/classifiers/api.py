@@ -46,13 +46,25 @@ def train_classifier(
 ) -> nn.Module:
     """Train a classifier into the run folder `out`; returns it, in eval mode.
 
-    classifier  one from `build_classifier`, trained in place; or the name of one, which starts from weights
-                that depend on the seed alone
-    data        labelled images; those without a label (-1) are left out
-    held_out    labelled images whose accuracy is logged; they are not trained on
-
     The same call again goes on where it stopped, to the bit, or returns what is finished.
-    `ConfigError` where the data cannot be classified, before there is a folder.
+
+    Args:
+        classifier: one from `build_classifier`, which maps images [B, C, H, W] to logits [B, classes] and
+            is trained in place; or the name of one, which starts from weights that depend on the seed
+            alone.
+        data: labelled images [N, C, H, W]; those without a label (-1) are left out.
+        out: the run's folder.
+        held_out: labelled images whose accuracy is logged; they are not trained on.
+        method: updates and label smoothing; by default `Classification()`.
+        training: optimiser, batch, averaging and checkpoints; by default `TrainingConfig()`.
+        job: device and progress.
+
+    Raises:
+        ConfigError: the data cannot be classified, before there is a folder; or the folder holds another
+            run.
+        DataError: data that cannot be read, or no image with a label.
+        NonFinite: the loss is nan or infinite.
+        Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     method, training = method or Classification(), training or TrainingConfig()
     job = job or RunOptions()

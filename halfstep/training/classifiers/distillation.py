@@ -52,10 +52,26 @@ def distill_classifier(
 ) -> nn.Module:
     """Distil a classifier from one teacher or several; returns the student, trained in place.
 
-    write, read  save and load a student
-    cache        a folder for the teacher's logits; None computes them every time
-
     The same call again goes on where it stopped, to the bit, or returns what is finished.
+
+    Args:
+        teachers: one classifier or several, which map images [B, C, H, W] to logits [B, classes].
+        student: the classifier to train.
+        data: images [N, C, H, W], labelled or not.
+        out: the run's folder.
+        write: saves a student.
+        read: loads a student.
+        method: the terms of the loss; by default `KnowledgeDistillation()`.
+        training: optimiser, batch, averaging and checkpoints; by default `TrainingConfig()`.
+        job: device and progress.
+        cache: a folder for the teacher's logits; None computes them every time.
+
+    Raises:
+        ConfigError: teacher, student and data do not go together, or a folder holds something else.
+        DataError: no term uses the teacher and the data has no labels.
+        CheckpointError: a damaged checkpoint or cache.
+        NonFinite: the loss is nan or infinite.
+        Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     method, training = method or KnowledgeDistillation(), training or TrainingConfig()
     job = job or RunOptions()
