@@ -18,6 +18,7 @@ copyright = "the halfstep maintainers, Apache-2.0"
 
 extensions = [
     "myst_nb",
+    "llms",
     "reference",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -45,7 +46,7 @@ html_title = "halfstep"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
-html_copy_source = False
+html_sourcelink_suffix = ""  # so that llms.txt can link to the Markdown
 html_show_sourcelink = False
 
 
