@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.errors import ConfigError, DataError
-from halfstep.pixels import as_floats
+from halfstep.pixels import as_bytes, as_floats
 
 Picture = NDArray[np.uint8]
 """Pixels [H, W, 1 or 3]."""
@@ -25,8 +25,7 @@ def to_uint8(images: Tensor) -> Picture:
         )
     if not bool(images.isfinite().all()):
         raise DataError("some pixels are nan or infinite: the sampler of these images has diverged")
-    scaled = ((images + 1) * 127.5).round().clamp(0, 255)
-    return np.asarray(scaled.permute(0, 2, 3, 1).byte().numpy())
+    return np.asarray(as_bytes(images).permute(0, 2, 3, 1).contiguous().numpy())
 
 
 def tile(images: Tensor, *, columns: int, gap: int = 1) -> Picture:

@@ -20,6 +20,11 @@ def scaled(pixels: Tensor) -> Tensor:
     return pixels.float().div_(127.5).sub_(1)
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Round images from -1 to 1 to uint8 from 0 to 255; values beyond are clamped."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Convert uint8 images [N, 1 or 3, H, W] to floats in [-1, 1]; floats pass; `DataError` for others.
 

@@ -33,7 +33,7 @@ from halfstep.models.classifiers.preprocessing import Preprocessing
 from halfstep.models.classifiers.registry import build_classifier
 from halfstep.pictures import to_uint8
 from halfstep.pipeline import Pipeline
-from halfstep.pixels import scaled
+from halfstep.pixels import as_bytes, scaled
 from tests.support.denoisers import seeded
 
 N, SHAPE = 9, (1, 8, 8)
@@ -286,3 +286,14 @@ def test_noise_is_floats(dtype):
     latents = torch.ones(2, 2, 4, 4, dtype=dtype)
     with pytest.raises(ConfigError, match="floats"):
         LATENT.codec.decode(latents)
+
+
+def test_bytes_are_rounded_and_clamped():
+    values = torch.tensor(
+        [-1.5, -1, 0.5 / 127.5 - 1, 0.6 / 127.5 - 1, 0, 1, 1.5], dtype=torch.float64
+    )
+    # 0.5 is rounded to the even 0, and 127.5 to 128
+    assert as_bytes(values).tolist() == [0, 0, 0, 1, 128, 255, 255]
+    assert as_bytes(values).dtype == torch.uint8
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(as_bytes(scaled(every)), every)

@@ -18,8 +18,9 @@ from halfstep.quiet import quietly
         "from halfstep.models import build; build('unet', {'sample_size': 8, 'in_channels': 1})",
         "from halfstep.diffusion.samplers import supported_schedulers; assert supported_schedulers()",
         "from halfstep.models.diffusers_net import diffusers_class; assert diffusers_class('UNet2DModel')",
+        "import halfstep; [getattr(halfstep, name) for name in halfstep.__all__]",
     ],
-    ids=["distances", "networks", "schedulers", "a class of diffusers"],
+    ids=["distances", "networks", "schedulers", "a class of diffusers", "public names"],
 )
 def test_libraries_behind_it_are_imported_in_silence_and_without_torchvision(code):
     """torchvision beside a CPU build of torch breaks it: nothing may pull it in.  torchao has a say."""

@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from halfstep.evaluation.report_data import Distances, Pictures, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import Setup
 from halfstep.pipeline.samplers import draws_noise
+from halfstep.pixels import as_bytes
 
 ROWS_A_FEATURE = 10
 """Fewest samples per feature for a valid interval of the true Fréchet distance."""
@@ -108,5 +108,4 @@ def sheets(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
 
 def bytes_of(images: Tensor) -> NDArray[np.uint8]:
     """Convert images [..., C, H, W] in [-1, 1] to uint8 [..., H, W, C]."""
-    levels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.asarray(levels.movedim(-3, -1).contiguous().numpy())
+    return np.asarray(as_bytes(images).movedim(-3, -1).contiguous().numpy())

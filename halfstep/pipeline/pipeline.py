@@ -15,7 +15,6 @@ from halfstep.diffusion.samplers.invert import encode, refuse_blind_to_noise
 from halfstep.errors import ConfigError
 from halfstep.models.codec import Texts
 from halfstep.models.uvit.resize import resized
-from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.conditioning import differing, model_inputs, Prompts
 from halfstep.pipeline.description import (
     as_checkpoint_error,
@@ -24,16 +23,17 @@ from halfstep.pipeline.description import (
     fields_from,
     NetBuilder,
 )
-from halfstep.pipeline.image_inputs import check_noise, image_start, latents_of, read_images
-from halfstep.pipeline.samplers import check_counts, check_edit, sampler_fn
+from halfstep.pipeline.image_inputs import latents_of, read_images
+from halfstep.pipeline.samplers import check_counts
+from halfstep.pipeline.sampling import SamplingPipeline
 from halfstep.pipeline.saving import load_fields, save_pipeline
+from halfstep.pipeline.summary import summary
 from halfstep.pixels import as_floats
 from halfstep.progress import expected, Progress, SILENT
-from halfstep.rng import sample_noise
 
 
-@dataclass(frozen=True, eq=False)
-class Pipeline(PipelineFields):
+@dataclass(frozen=True, eq=False, repr=False)
+class Pipeline(SamplingPipeline):
     """A denoiser with everything that sampling needs; it can be saved and loaded.
 
     Args:
@@ -68,130 +68,6 @@ class Pipeline(PipelineFields):
         ConfigError: options that do not go together, such as a student with a sampler that has a grid of
             its own.
     """
-
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        sampler: str | None = None,
-        labels: Sequence[int] | None = None,
-        prompts: Prompts | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        negative_prompts: Prompts | None = None,
-        added: Mapping[str, Tensor] | None = None,
-        guidance_scale: float = 1.0,
-        variance: float = 0.0,
-        images: Tensor | None = None,
-        strength: float = 1.0,
-        mask: Tensor | None = None,
-        noise: Tensor | None = None,
-        batch: int = 256,
-        first: int = 0,
-        latents: bool = False,
-        progress: Progress = SILENT,
-    ) -> Tensor:
-        """Draw n samples: images or points.
-
-        Args:
-            n: number of samples.
-            seed: image k of a seed does not depend on n, batch and `first`.
-            steps: sampler steps; by default a student's fewest, or a teacher's `steps`.
-            sampler: ddim, heun, dpmpp-2m or ancestral; stochastic, for a student distilled for it;
-                dpmpp-3s, dpm-fast or euler-maruyama, each on its own grid; scheduler, the one that a
-                model of diffusers was published with; or a scheduler of diffusers by its class:
-                "diffusers:UniPCMultistepScheduler".
-            labels: one a sample; by default the classes in turn.
-            prompts: one text a sample, or one for all, for a network that reads texts, by default the
-                empty one; or their conditions, encoded once by `Texts.conditions`.
-            encoder_hidden_states: float [n, tokens, D] or [1, tokens, D], the states of the texts in
-                place of `prompts`.
-            negative_prompts: one text for all samples, or one a sample, that guidance leads away from
-                instead of the empty one; refused where it would change nothing: at guidance_scale 1, and
-                of a student that takes the scale, in which the teacher's own null condition is folded in.
-            added: named tensors of the samples, [n, ...] or [1, ...], in place of those of the prompts or
-                the pipeline's own.
-            guidance_scale: of classifier-free guidance, 1 is off; within the range of a student that
-                takes it.
-            variance: of ancestral, from 0 (small) to 1 (large).
-            images: float [n, C, H, W] in [-1, 1], or uint8, to edit: sampling starts from them at the
-                time `strength`.
-            strength: in (0, 1]; 1 starts from noise alone.
-            mask: bool [n, C, H, W], or 1 along axes that are alike: True where pixels are repainted, as
-                in diffusers; the others are kept at every step and returned to the bit. At strength 1 the
-                pixels in the mask change nothing; below it sampling starts from them.
-            noise: float [n, *shape] to start from, as `encode` returns it; by default the seed's.
-            batch: samples of one network call.
-            first: number of the first image.
-            latents: return latents without decoding.
-            progress: advances at every step of every batch.
-
-        Returns:
-            float32 [n, ...] on the CPU, images in [-1, 1].
-
-        Raises:
-            ConfigError: a number of steps that a student was not distilled for, an unknown sampler, or
-                inputs that do not fit the model.
-        """
-        self.check_counts(n, seed=seed, batch=batch, first=first, variance=variance)
-        sampler = sampler or self.sampler
-        times = self.grid(steps, sampler)
-        start = image_start(n, self.shape, self.codec, images, mask, strength)
-        check_noise(noise, n, self.shape)
-        if images is not None:
-            check_edit(sampler, masked=mask is not None)
-            times = start.grid(times, student=bool(self.times))
-        inputs_of = model_inputs(
-            self, n, first, guidance_scale, negative_prompts, labels=labels, prompts=prompts,
-            encoder_hidden_states=encoder_hidden_states, added=added,
-        )  # fmt: skip
-        schedule, device = self.denoiser.schedule, self.device
-        self.denoiser.eval()
-        samples, parts = list[Tensor](), batches(range(n), batch)
-        progress = expected(progress, (len(times) - 1) * len(parts))
-        for part in parts:
-            rows = slice(part.start, part.stop)
-            ids = range(first + part.start, first + part.stop)
-            z = sample_noise(seed, ids, self.shape) if noise is None else noise[rows].float()
-            z, pixels = z.to(device), start[rows].to(device)
-            inputs = pixels.of_model(self.codec)
-            draw = sampler_fn(
-                sampler, seed, ids, self.shape, times, schedule, variance, inputs.around(z), self.scheduler
-            )  # fmt: skip
-            model, cond = inputs_of(rows)
-            z = inputs.begin(schedule, z, times[0])
-            x = draw(model, z, times, cond=cond, clip=self.clip_of(sampler), progress=progress)
-            if self.codec is not None and not latents:
-                x, inputs = self.codec.decode(x), pixels
-            samples.append(inputs.restore_unmasked(x).cpu())
-        return torch.cat(samples) if samples else self._none(latents)
-
-    def check_counts(
-        self, n: int, *, seed: int = 0, batch: int = 256, first: int = 0, variance: float = 0.0
-    ) -> None:
-        """Refuse counts that `sample` does not take, or that no memory could hold.
-
-        Args:
-            n: samples.
-            seed: seed of their noise.
-            batch: samples of one network call.
-            first: number of the first sample.
-            variance: as in `sample`.
-
-        Raises:
-            ConfigError: a count beyond its range.
-        """
-        factor = 1 if self.codec is None else self.codec.factor
-        sides = (side * factor for side in self.shape[1:])
-        check_counts(n, seed, batch, first, variance, (*self.shape[:1], *sides))
-
-    def _none(self, latents: bool) -> Tensor:
-        """No samples, in the shape that samples have."""
-        sample = torch.zeros(1, *self.shape, dtype=torch.float32)
-        if self.codec is not None and not latents:
-            sample = self.codec.decode(sample.to(self.device)).cpu()
-        return sample[:0]
 
     def encode(
         self,
@@ -373,6 +249,9 @@ class Pipeline(PipelineFields):
         from halfstep.pipeline.from_diffusers import fields_of  # imports diffusers
 
         return cls(**fields_of(source, size, family, config, guidance_range))
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     def describe(self) -> Description:
         """Everything but the weights, as JSON; default values are left out."""

@@ -126,7 +126,7 @@ def _own(
         conditions["prompts"] = inputs["prompt"]
     if pipeline.class_names:
         conditions["labels"] = inputs["class_labels"]
-    return pipeline.sample(
+    samples: Tensor = pipeline.sample(
         DRAWN,
         noise=noise,
         steps=len(target.times) - 1,
@@ -134,6 +134,7 @@ def _own(
         latents=True,
         **conditions,
     )
+    return samples
 
 
 def _encoder(target: Target, folder: Path) -> Texts:

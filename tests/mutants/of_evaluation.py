@@ -203,7 +203,6 @@ MUTANTS = (
         ("images[0], images[-1]", "images[0], images[1]"),
         ("x[:shown]", "x[-shown:]"),
         ("calls=calls_of(*setup.sampling, scorer.guidance_scale)", "calls=steps"),
-        ("(images + 1) * 127.5", "(images + 1) * 127"),
     ),
     *of(
         "evaluation/metrics/memorisation",

@@ -214,6 +214,20 @@ MUTANTS = (
         ('validate("n", n, CountOrNone)', "pass"),
         ('validate("batch", batch, Count)', "pass"),
     ),
+    *of(
+        "pipeline/output",
+        "pipeline/output",
+        ("if latents and has_codec:", "if False:"),
+        ("x.squeeze(-1) if x.shape[-1] == 1 else x", "x"),
+        ("has_codec or shape[0] in (1, 3)", "True"),
+    ),
+    *of(
+        "pipeline/summary",
+        "pipeline/summary",
+        ("reverse=True", "reverse=False"),
+        ("if low < high else", "if True else"),
+        ("if counts != [1] else", "if True else"),
+    ),
     *of("pipeline/image_inputs", "pipeline/pipeline", ('refuse_no_tensor("noise", noise)', "pass")),
     *of(
         "pipeline/base",

@@ -221,7 +221,6 @@ MUTANTS = (
             "(k // columns) * (height + gap), (k % columns)",
             "(k % columns) * (height + gap), (k // columns)",
         ),
-        ("(images + 1) * 127.5", "(images + 1) * 127"),
         ("first + k:06d", "k:06d"),
     ),
     *of(

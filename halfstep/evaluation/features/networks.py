@@ -19,6 +19,7 @@ from halfstep.models.classifiers.efficientnet import (
     resized,
     SIDE,
 )
+from halfstep.pixels import as_bytes
 
 __all__ = ["RESIZED", "EfficientNetLite0", "Inception", "SqueezeNet", "resized"]
 
@@ -114,8 +115,7 @@ class Inception(nn.Module):
         self.extractor: Any = extractor
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        features: Tensor = self.extractor(pixels)[0]
+        features: Tensor = self.extractor(as_bytes(images))[0]
         return features
 
 
