@@ -34,10 +34,34 @@ def test_make_targets_exist():
             assert "".join(target) in targets, (named(page), target)
 
 
+PUBLISHED = (
+    "https://github.com/halfstep/halfstep/blob/main/",
+    "https://raw.githubusercontent.com/halfstep/halfstep/main/",
+)
+"""What the README's links begin with, which also lead somewhere from a package index."""
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (named(page), target)
+
+
+def test_links_of_the_readme_are_whole():
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert len(targets) > 30
+    for target in targets:
+        base = next(base for base in PUBLISHED if target.startswith(base))
+        assert (ROOT / target.removeprefix(base)).exists(), target
+
+
+def test_the_readme_is_short_and_says_first_what_a_stranger_needs():
+    text = (ROOT / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 120 and len(text.split()) <= 900
+    screen = "\n".join(lines[:25])
+    for wanted in ("![", "pip install", "make demo", "make test", "distill progressive", "Python"):
+        assert wanted in screen, wanted
 
 
 def test_the_changelog_is_of_this_version():

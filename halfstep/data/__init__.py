@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -139,8 +140,20 @@ def refuse_other_shape(
     if actual != list(shape):
         raise ConfigError(
             f"the network makes samples of shape {list(shape)} and '{spec}' has "
-            f"[{', '.join(map(str, actual))}]: give data of that shape (--size, --channels)"
+            f"[{', '.join(map(str, actual))}]: {shape_advice(shape, actual)}"
         )
+
+
+def shape_advice(shape: Sequence[int], actual: Sequence[Any]) -> str:
+    """The end of an error: the options that give data a network's shape, instead of the `actual` one."""
+    images = all(len(sides) == 3 and sides[0] in (1, 3) for sides in (shape, actual))
+    if not images or shape[1] != shape[2]:  # points, latents, or no square
+        return "give data of that shape"
+    names = [f"--size {shape[1]}"] * (list(shape[1:]) != list(actual[1:]))
+    names += [f"--channels {shape[0]}"] * (shape[0] != actual[0])
+    return (
+        f"add {' '.join(names)} (in Python load(..., size=, channels=)), or give data of that shape"
+    )
 
 
 def is_streamed(spec: str) -> bool:

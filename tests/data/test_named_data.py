@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, make_moons
 
-from halfstep.data import load
+from halfstep.data import load, shape_advice
 from halfstep.data.sources.toy import two_moons
 from halfstep.errors import ConfigError, DataError
 from tests.support.pictures import pixels
@@ -297,3 +297,19 @@ def test_damaged_cifar10(tmp_path):
     (tmp_path / "data_batch_1.bin").write_bytes(files["data_batch_1.bin"])
     with refused(DataError, "lacks data_batch_2.bin"):
         load(f"cifar10:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "actual", "advice"),
+    [
+        ((3, 32, 32), (3, 48, 48), "add --size 32 (in"),
+        ((3, 32, 32), (3, "H", "W"), "add --size 32 (in"),
+        ((1, 32, 32), (3, 32, 32), "add --channels 1 (in"),
+        ((1, 32, 32), (3, 48, 48), "add --size 32 --channels 1 (in"),
+        ((4, 32, 32), (3, 48, 48), "give data"),  # latents
+        ((3, 32, 48), (3, 48, 48), "give data"),
+        ((2,), (3, 48, 48), "give data"),
+    ],
+)
+def test_an_error_about_a_shape_says_the_options_that_mend_it(shape, actual, advice):
+    assert shape_advice(shape, actual).startswith(advice)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import null_values
-from halfstep.data import Data, Dataset, Latents, NoData
+from halfstep.data import Data, Dataset, Latents, NoData, shape_advice
 from halfstep.data.latents.contexts import Contexts
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
@@ -30,7 +30,7 @@ def read_by(pipeline: Pipeline, data: Data) -> Data:
     if tuple(data.shape) != tuple(pipeline.shape):
         raise ConfigError(
             f"the network makes samples of shape {list(pipeline.shape)} and the data has "
-            f"{list(data.shape)}: give data of that shape (--size, --channels)"
+            f"{list(data.shape)}: {shape_advice(pipeline.shape, data.shape)}"
         )
     if pipeline.class_names and data.num_classes > len(pipeline.class_names):
         raise ConfigError(
