@@ -21,7 +21,8 @@ from halfstep.schema import UNWRITTEN
 
 Pictures = Mapping[str, NDArray[Any]]
 """Arrays by name: `grid` uint8 [rows, seeds, H, W, C], `worst` [pairs, 2, H, W, C], `guided`
-[scales, rows, seeds, H, W, C], with `grid_labels`, `worst_labels`, `guided_labels`, `guided_scales`."""
+[scales, rows, seeds, H, W, C], with `grid_labels`, `worst_labels`, `guided_labels`, `guided_scales`;
+with classes also `grid_classes`, of each seed."""
 Positive = Annotated[float, Ge(float_info.min)]
 """A number for a logarithmic axis."""
 RowRole = Literal["teacher", "baseline", "student", "compressed", "other"]
@@ -198,13 +199,17 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Origin of a run: the command, versions and machine; None if unknown."""
+    """Origin of a run: the command, versions and machine; None if unknown.
+
+    date  of the evaluation in UTC, as 2026-11-30: the page has no other
+    """
 
     command: str
     halfstep: str | None
     torch: str | None
     commit: str | None
     machine: str
+    date: str | None = None
 
 
 @dataclass(frozen=True)

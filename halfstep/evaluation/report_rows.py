@@ -120,7 +120,7 @@ class Comparison:
         rows, images = self._rows(teacher_rows, after, progress)
         if config.cost_rounds:
             rows = self._with_cost(rows, setups, progress)
-        pictures = sheets(images, config.shown)
+        pictures = sheets(images, config.shown, candidates.teacher.class_names)
         table = None
         if guided:
             table, sliders = guided.measure(progress=progress)

@@ -90,19 +90,31 @@ def memorisation_of(
     return memorisation(samples.features, scorer.real_features, held_out)
 
 
-def sheets(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
-    """Pictures of a report: the same seeds in every column, and the worst pairs of the last student."""
+def sheets(
+    images: Sequence[tuple[str, Tensor]], shown: int, class_names: Sequence[str] = ()
+) -> Pictures:
+    """Pictures of a report: the same seeds in every column, and the worst pairs of the last student.
+
+    class_names  of the samples, which take them in turn
+    """
     if images[0][1].ndim != 4:
         return {}
     arrays = {
         "grid": np.stack([bytes_of(x[:shown]) for _, x in images]),
         "grid_labels": np.array([label for label, _ in images]),
     }
+    names = (
+        [class_names[k % len(class_names)] for k in range(len(images[0][1]))] if class_names else []
+    )
+    if names:
+        arrays["grid_classes"] = np.array(names[:shown])
     if len(images) > 1:
         (_, full), (label, last) = images[0], images[-1]
         worst = worst_pairs(full, last, count=min(6, len(full)))
         arrays["worst"] = np.stack([bytes_of(full[worst]), bytes_of(last[worst])], 1)
-        arrays["worst_labels"] = np.array([f"{label}, seed {k}" for k in worst])
+        arrays["worst_labels"] = np.array(
+            [", ".join([label, f"seed {k}", *names[k : k + 1]]) for k in worst]
+        )
     return arrays
 
 

@@ -43,4 +43,4 @@ class DataTable:
     @property
     def json(self) -> str:
         """A list of objects; a value that is None is null."""
-        return json.dumps(list(self.rows), ensure_ascii=False)
+        return json.dumps(list(self.rows), ensure_ascii=False, separators=(",", ":"))

@@ -67,7 +67,9 @@ def evaluate_encoders(
             rows=tuple(rows),
         ),
         training=updates_of(run.folder),
-        pictures=_sheet([("images", originals.images), *pictures], config.shown),
+        pictures=_sheet(
+            [("images", originals.images), *pictures], config.shown, _classes(originals, teacher)
+        ),
     )
     return summarised(report)
 
@@ -81,13 +83,21 @@ def _originals(data: Data, teacher: Pipeline, n: int) -> Originals:
     return Originals.of(x0, batch.cond, teacher)
 
 
-def _sheet(images: Sequence[tuple[str, Tensor]], shown: int) -> Pictures:
+def _classes(originals: Originals, teacher: Pipeline) -> list[str]:
+    """The class of each image; empty without labels."""
+    return [teacher.class_names[label] for label in originals.labels or ()]
+
+
+def _sheet(images: Sequence[tuple[str, Tensor]], shown: int, classes: Sequence[str]) -> Pictures:
     """A grid with the same images in each row."""
     first = images[0][1]
     if first.ndim != 4 or first.shape[1] not in (1, 3):
         return {}
     columns = spread(len(first), shown)
-    return {
+    arrays = {
         "grid": np.stack([to_uint8(x[columns]) for _, x in images]),
         "grid_labels": np.array([label for label, _ in images]),
     }
+    if classes:
+        arrays["grid_classes"] = np.array([classes[k] for k in columns])
+    return arrays

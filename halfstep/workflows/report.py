@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from datetime import datetime, UTC
 from pathlib import Path
 
 from halfstep import files
@@ -121,7 +122,7 @@ def machine(device: str) -> str:
 
 
 def provenance(environment: Environment, argv: Sequence[str]) -> Provenance:
-    """The origin of a run that was begun by this command, with these versions, on this machine."""
+    """The origin of a run, evaluated today: its command, its versions and its machine."""
     threads = environment.get("threads")
     parts = (environment.get("processor"), environment.get("device"))
     words = ", ".join([str(part) for part in parts if part])
@@ -130,6 +131,7 @@ def provenance(environment: Environment, argv: Sequence[str]) -> Provenance:
         command=shlex.join([*_program(argv), *argv[1:]]),
         **{name: None if value is None else str(value) for name, value in versions.items()},
         machine=f"{words}, {threads} thread{'s' if threads != 1 else ''}",
+        date=datetime.now(UTC).date().isoformat(),
     )
 
 

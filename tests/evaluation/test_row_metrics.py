@@ -76,6 +76,10 @@ def test_pictures_stand_in_their_rows_and_pairs():
     for k, number in enumerate((7, 2)):
         assert (pictures["worst"][k, 0] == levels[0][number]).all()
         assert (pictures["worst"][k, 1] == levels[2][number]).all()
+    assert "grid_classes" not in pictures
+    named = sheets([("teacher", full), ("1 step", last)], 5, ("cat", "dog", "owl"))
+    assert named["grid_classes"].tolist() == ["cat", "dog", "owl", "cat", "dog"]
+    assert named["worst_labels"][:2].tolist() == ["1 step, seed 7, dog", "1 step, seed 2, owl"]
 
 
 def test_the_few_real_images_are_drawn_from_all_of_them():

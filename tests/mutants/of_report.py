@@ -34,7 +34,7 @@ MUTANTS = (
         ("accumulate(widths, initial=0.0)", "accumulate(widths, initial=widths[0])"),
     ),
     *of(
-        "report/page",
+        "report/page_tables",
         "report/report_numbers",
         ("faster = slow / seconds if", "faster = seconds / slow if"),
         ("difference=distance.value - teacher.value", "difference=teacher.value - distance.value"),
@@ -47,6 +47,10 @@ MUTANTS = (
             "*baselines, *report.students, *compressed]",
             "*report.students, *baselines, *compressed]",
         ),
+    ),
+    *of(
+        "report/page",
+        "report/report_numbers",
         ('"kernel_distance": "kernel distance"', '"kernel_distance": "precision"'),
     ),
     *of(
@@ -69,12 +73,6 @@ MUTANTS = (
             "{{ '{:,}'.format(run.cost[name].forwards) }}",
         ),
         ("measured(line.distance, places.frechet_distance)", "measured(line.ratio, 2)"),
-        ("{{ costs.parameters | big }}", "{{ costs.multiply_adds | big }}"),
-        (
-            "costs.seconds_per_sample.get(b)",
-            "costs.seconds_per_sample.get(cost.batches[0])",
-        ),
-        ("costs.peak_bytes | big('B')", "costs.parameters | big('B')"),
         ("measured(decision.ratio, 3)", "measured(decision.ratio and students[0].ratio, 3)"),
         ("c.low | percent }} to {{ c.high", "c.high | percent }} to {{ c.low"),
         (
@@ -83,6 +81,60 @@ MUTANTS = (
         ),
         ("'%g' | format(100 * first.limit)", "'%g' | format(first.limit)"),
         ("other.calls != line.row.calls", "other.calls == line.row.calls"),
+    ),
+    *of(
+        "report/macros.html.j2",
+        "report/report_numbers",
+        ("{{ costs.parameters | big }}", "{{ costs.multiply_adds | big }}"),
+        (
+            "costs.seconds_per_sample.get(b)",
+            "costs.seconds_per_sample.get(cost.batches[0])",
+        ),
+        ("costs.peak_bytes | big('B')", "costs.parameters | big('B')"),
+    ),
+    *of(
+        "report/table_rows",
+        "report/downloads",
+        ('spread("rmse", errors.rmse if', 'spread("rmse", errors.feature_rmse if'),
+        ("split.grid if split", "split.learning if split"),
+        ('"difference": line.difference', '"difference": line.less_floor'),
+        (
+            'spread("ratio_to_baseline", line.baseline_ratio)',
+            'spread("ratio_to_baseline", line.ratio)',
+        ),
+        ('spread("of_held_out", found.held_out)', 'spread("of_held_out", found.train)'),
+        ('"limit": drift.limit', '"limit": drift.change.value'),
+        (
+            '"inception_score": row.inception_score,\n    }',
+            '"inception_score": row.data_distance,\n    }',
+        ),
+        ('"peak_bytes": cost.peak_bytes', '"peak_bytes": cost.parameters'),
+        ('"zeros": compressed.zeros', '"zeros": compressed.bytes'),
+    ),
+    *of(
+        "report/data_tables",
+        "report/downloads",
+        (
+            "interval.value, interval.low, interval.high",
+            "interval.value, interval.high, interval.low",
+        ),
+        ('f"{name}_low": low', 'f"{name}_low": high'),
+    ),
+    *of(
+        "report/citation",
+        "report/downloads",
+        ("made.date[:4]", "made.date[:2]"),
+        ('"\\\\" + m[0]', "m[0]"),
+    ),
+    *of(
+        "report/images/grids",
+        "report/downloads report/report_numbers",
+        ("pixels[:, 1:2] - pixels[:, 0:1]", "pixels[:, 0:1] - pixels[:, 1:2]"),
+        ("pixels[1:] - pixels[:1]", "pixels[1:] - pixels[:-1]"),
+        ("np.mean(sizes > scale) <= 0.01", "np.mean(sizes > scale) < 0.01"),
+        ("np.abs(differences)", "differences"),
+        ("127.5 * (1 + differences / scale)", "127.5 * (1 - differences / scale)"),
+        ("astype(np.float32) / 127.5", "astype(np.float32) / 255"),
     ),
     *of(
         "report/compressed.html.j2",

@@ -11,7 +11,7 @@ import pytest
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation import Interval
-from halfstep.report import page
+from halfstep.report import page, page_tables
 from halfstep.report.images import grids
 from halfstep.report.page import render, write
 from halfstep.report.words.numbers import (
@@ -81,7 +81,7 @@ def test_every_section_and_figure_is_there(read):
     drawings = read.of("svg")
     assert [d["class"] for d in drawings] == ["wide", "narrow"] * 4
     assert all(d["role"] == "img" and len(d["aria-label"]) > 60 for d in drawings)
-    assert len(read.of("img")) == 5 * 12 + 6 * 2
+    assert len(read.of("img")) == 5 * 12 + 4 * 12 + 6 * 3  # samples, differences, pairs with theirs
 
 
 def test_links_and_labels_lead_somewhere(text, read):
@@ -123,7 +123,7 @@ def test_the_head_has_the_headline_tiles_pictures_and_then_the_sentence(read):
 def student_lines(content):
     report = typed(content)
     return [
-        page._student_line(report, *pair)
+        page_tables.student_line(report, *pair)
         for pair in zip(report.students, report.verdicts, strict=True)
     ]
 
@@ -280,7 +280,7 @@ def test_large_pictures_are_reduced_and_it_is_said():
         "grid": rng.integers(0, 256, (5, 8, 256, 256, 3), dtype=np.uint8),
         "grid_labels": np.array(list("abcde")),
     }
-    sheet = grids.sheets(shown)["grid"]
+    sheet = grids.sheets(shown).grid
     assert (sheet.shown, sheet.size, sheet.columns, sheet.pixelated) == (128, 256, 8, False)
     text = render(typed(evidence(), shown))
     assert len(text) < page.LIMIT and "Reduced from 256 to 128 pixels" in text
@@ -348,4 +348,4 @@ def test_a_browser_shows_it_without_a_word_of_complaint(width, tmp_path, text):
         int, re.search("<title>(.*)</title>", dom)[1].split()
     )
     assert wide <= width_inside <= width
-    assert (drawings, shown) == (4, 72) and words > 30
+    assert (drawings, shown) == (4, 126) and words > 30

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfstep.report import page
+from halfstep.report import page, page_tables
 from halfstep.report.page import render
 from halfstep.report.plots.sizes import sizes
 from halfstep.report.slider import render as sliders
@@ -375,18 +375,22 @@ def test_every_picture_stands_in_its_row():
     shown = pictures()
     text = render(typed(evidence() | {"training": []}, shown))
     strips = re.findall(
-        r'<span class="name"[^>]*>([^<]*)</span>\n<div class="row">(.*?)</div>', text
+        r'<span class="name"[^>]*>([^<]+)</span>\n<div class="row">(.*?)</div>', text, re.S
     )
-    sources = {
-        unescape(label): re.findall(r'src="data:image/png;base64,([^"]*)"', row)
-        for label, row in strips
-    }
-    labels = [*shown["grid_labels"].tolist(), *shown["worst_labels"].tolist()]
-    assert [*sources] == labels
-    for label, stack in zip(labels, [*shown["grid"], *shown["worst"]], strict=True):
-        drawn = [np.asarray(Image.open(BytesIO(b64decode(x)))) for x in sources[label]]
-        assert len(drawn) == len(stack)
-        assert all((a == b[..., 0]).all() for a, b in zip(drawn, stack, strict=True))
+    grid, worst = shown["grid_labels"].tolist(), shown["worst_labels"].tolist()
+    assert [unescape(label) for label, _ in strips] == [*grid, *grid[1:], *worst]
+    pixels = {"grid": shown["grid"] / 127.5, "worst": shown["worst"] / 127.5}
+    minus = [pixels["grid"][1:] - pixels["grid"][:1], pixels["worst"][:, 1] - pixels["worst"][:, 0]]
+    told = [float(x) for x in re.findall("white is ([0-9.]+) or more", text)]
+    assert all(np.mean(abs(x) > scale) <= 0.01 for x, scale in zip(minus, told, strict=True))
+    grey = [127.5 + 127.5 * x / scale for x, scale in zip(minus, told, strict=True)]
+    stacks = [*shown["grid"], *grey[0]]
+    stacks += [[*pair, three] for pair, three in zip(shown["worst"], grey[1], strict=True)]
+    for (_, row), stack in zip(strips, stacks, strict=True):
+        sources = re.findall(r'src="data:image/png;base64,([^"]*)"', row)
+        for source, expected in zip(sources, stack, strict=True):
+            drawn = np.asarray(Image.open(BytesIO(b64decode(source))))
+            assert (abs(drawn - expected[..., 0].clip(0, 255)) <= 0.501).all()
 
 
 def test_the_largest_batch_is_the_largest_number():
@@ -397,4 +401,4 @@ def test_the_largest_batch_is_the_largest_number():
         taken["8"] = taken.pop("1")
     expected = {row["cost"]["seconds_per_sample"]["64"] for row in content["rows"]}
     assert {line.seconds for line in sizes(typed(content))} == expected
-    assert page._cost(typed(content).rows, typed(content).teacher).batches == [8, 64]
+    assert page_tables.cost_table(typed(content).rows, typed(content).teacher).batches == [8, 64]

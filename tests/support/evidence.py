@@ -40,6 +40,7 @@ def evidence():
             "torch": "2.13.0",
             "commit": "3978baf0c1d2",
             "machine": "2 CPU cores",
+            "date": "2026-11-30",
         },
         "run": {
             "folder": "demo",
@@ -132,6 +133,7 @@ def pictures():
     return {
         "grid": stack.clip(0, 255).astype(np.uint8),
         "grid_labels": np.array(labels),
+        "grid_classes": np.array([str(digit) for digit in load_digits().target[:12]]),
         "worst": worst.clip(0, 255).astype(np.uint8),
         "worst_labels": np.array([f"seed {k}, error {0.31 - 0.02 * k:.2f}" for k in range(6)]),
     }

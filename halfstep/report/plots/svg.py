@@ -119,10 +119,19 @@ def _inline(figure: "Figure", name: str, kind: str, alt: str) -> Markup:
     body = body.replace("xlink:href=", "href=")
     body = re.sub(r'( id="| href="#|url\(#)', rf"\1{name}-", body)
     body = re.sub(r" font-family:[^;\"]*;", "", body)
+    body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r' (?:d|x|y|transform)="[^"]*"', _hundredths, body)
+    while body != (body := re.sub(r"<g/>\s*|<g>\s*</g>\s*", "", body)):
+        pass
     for colour, value in INK.items():
         body = body.replace(f": {value}", f": var(--{colour})")
     head = f'<svg class="{kind}" {box[0]} role="img" aria-label="{escape(alt)}">'
     return Markup(head + re.sub(r"\s*\n\s*", "\n", body))
+
+
+def _hundredths(attribute: re.Match[str]) -> str:
+    """An attribute with its coordinates to a hundredth of a point."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", attribute[0])
 
 
 def standalone(inline: str) -> str:
