@@ -203,6 +203,11 @@ class Denoiser(nn.Module):
         """
         if getattr(self.net, "quantised", None):
             raise ConfigError("this network is int8 and cannot be trained: give its float original")
+        if (dtype := getattr(self.net, "stored_dtype", None)) is not None:
+            raise ConfigError(
+                f"this network's weights are rounded to {dtype} and cannot be trained: load it again without "
+                "dtype, or train a LoRA (command line: --lora-rank)"
+            )
         student = copy.deepcopy(self).train()
         thaw(student.net)
         return student

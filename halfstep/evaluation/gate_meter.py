@@ -1,5 +1,6 @@
 """Measure the ratio of a student's distance to its teacher's, for the quality gate."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class TeacherSource:
         self.device, self._load = torch.device(device), load
         self._teacher = None if load else teacher
         if self._teacher is not None and self.device.type != "cpu":
-            denoiser = teacher.denoiser.trainable_copy().freeze().to("cpu")
+            denoiser = copy.deepcopy(teacher.denoiser).freeze().to("cpu")
             self._teacher = replace(teacher, denoiser=denoiser)
 
     def __call__(self) -> Pipeline:

@@ -67,8 +67,8 @@ class LoraBase:
         if getattr(net, "quantised", None):
             raise ConfigError("this network is int8 and cannot be trained: give its float original")
         self.rank, self.frozen, self.digest = rank, not_trained(net), digest or digest_of(net)
-        self.dtype = next(net.parameters(), torch.empty(0)).dtype
-        self._dtypes = {p.dtype for p in net.parameters()}
+        self.dtype = getattr(net, "input_dtype", next(net.parameters(), torch.empty(0)).dtype)
+        self._given = getattr(net, "stored_dtype", None)
         memo: dict[int, Any] = {id(t): t for t in chain(net.parameters(), net.buffers())}
         self.net = copy.deepcopy(net, memo).eval().requires_grad_(False)
         layers = adaptable(self.net, self.frozen)
@@ -125,6 +125,11 @@ class LoraBase:
                 layer.delete_adapter(name)
 
     @property
+    def cast_here(self) -> bool:
+        """Whether its weights were given in float32 and are stored in half precision now."""
+        return self._given != getattr(self.net, "stored_dtype", None)
+
+    @property
     def weights(self) -> list[nn.Parameter]:
         """The weights of the network, without adapters."""
         pairs = [pair for layer in self._layers for pair in (layer.lora_A, layer.lora_B)]
@@ -176,7 +181,7 @@ class LoraBase:
 
     def plain_copy(self) -> nn.Module:
         """A copy of the network without adapters, on its own weights."""
-        if {p.dtype for p in self.weights} - self._dtypes:
+        if getattr(self.net, "stored_dtype", None) is not None:
             raise ConfigError(
                 "the base of this LoRA is stored in half precision, as it was trained: load the stage in the "
                 "folder of its run, whose weights are in float32"
@@ -201,6 +206,8 @@ class LoraNet(nn.Module):
     """
 
     holds_scale = False
+    stored_dtype = None
+    """That of the adapter, whatever its base's is."""
 
     def __init__(self, base: LoraBase, name: str = ""):
         super().__init__()

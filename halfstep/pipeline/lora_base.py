@@ -1,29 +1,22 @@
 """The base of a LoRA run: the teacher's network, where it came from or in RUN/base."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypedDict
 
-from safetensors import safe_open, SafetensorError
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from halfstep import storage
 from halfstep.diffusion.denoiser import Denoiser
-from halfstep.errors import CheckpointError, HalfstepError
+from halfstep.errors import CheckpointError, ConfigError, HalfstepError
 from halfstep.identity import digest_of, sha256_of
 from halfstep.models import recipe
-from halfstep.models.lora import merge
+from halfstep.models.half_storage import stored_dtype
+from halfstep.models.lora import merge, network_of
 from halfstep.pipeline.base import Origin, PipelineFields
 from halfstep.pipeline.description import as_checkpoint_error
 from halfstep.pipeline.lora_file import component_of, LoraFile
-
-WEIGHTS = "diffusion_pytorch_model"
-"""The name of the files of weights in a folder of diffusers."""
-
-
-class _Index(TypedDict):
-    weight_map: dict[str, str]
 
 
 def load_merged(denoiser: Denoiser, lora: LoraFile, origin: Origin | None, folder: Path) -> None:
@@ -72,38 +65,54 @@ def _load_origin(denoiser: Denoiser, lora: LoraFile, origin: Origin | None, sour
     storage.load_into(denoiser, tensors, f"the {lora.component} in '{folder}'")
 
 
+def digest_of_float32(teacher: PipelineFields) -> str:
+    """`digest_of` the denoiser with its weights in float32, where they were read in half precision.
+
+    `ConfigError` where those are not on the disk any more.
+    """
+    if (dtype := stored_dtype(teacher.denoiser.net)) is None:
+        return digest_of(teacher.denoiser)
+    if (origin := teacher.origin) is None or not (digest := digest_of_origin(teacher, origin)):
+        place = "nowhere" if origin is None else f"not those in '{origin.source}'"
+        raise ConfigError(
+            f"the base of a LoRA is in float32, and the weights of this teacher, read with dtype={dtype}, "
+            f"are {place}: load it again, without dtype if it was changed on purpose"
+        )
+    return digest
+
+
 def digest_of_origin(teacher: PipelineFields, origin: Origin) -> str:
-    """`digest_of` the denoiser of the origin's weights; empty where they cannot be read as they are."""
+    """`digest_of` the denoiser of the origin's weights; empty where they cannot be read as they are.
+
+    And where the teacher's weights were read in half precision and are not those.
+    """
     if (folder := _on_disk(origin.source)) is None:
         return ""
     from halfstep.pipeline.from_diffusers.folder import part_folder
 
     part = part_folder(folder, component_of(recipe(teacher.denoiser.net)[0]))
     try:
-        return sha256_of(_digested(part, type(teacher.denoiser).__name__))
+        return sha256_of(_digested(part, teacher.denoiser))
     except (HalfstepError, SafetensorError, OSError):
         return ""
 
 
-def _digested(part: Path, kind: str) -> Iterator[str | Tensor]:
+def _digested(part: Path, denoiser: Denoiser) -> Iterator[str | Tensor]:
     """What `digest_of` a denoiser reads, from the files of a network of diffusers, a tensor at a time."""
-    from halfstep.pipeline.from_diffusers.folder import variant_of
+    from halfstep.pipeline.from_diffusers.weights import float32_tensors
 
-    variant = "" if (name := variant_of(part)) is None else f".{name}"
-    if (index := part / f"{WEIGHTS}.safetensors.index{variant}.json").exists():
-        names = sorted(set(storage.read_unsealed_json(index, _Index)["weight_map"].values()))
-    else:
-        names = [f"{WEIGHTS}{variant}.safetensors"]
-    yield kind
-    with ExitStack() as opened:
-        files_of = dict[str, Any]()
-        for file in names:
-            reader = opened.enter_context(safe_open(part / Path(file).name, framework="pt"))
-            files_of |= dict.fromkeys(reader.keys(), reader)
-        for name in sorted(files_of):
-            value = files_of[name].get_tensor(name)
-            yield f"net.model.{name}"
-            yield value.float() if value.is_floating_point() else value
+    dtype = stored_dtype(denoiser.net)
+    rounded = {} if dtype is None else denoiser.net.state_dict()
+    yield type(denoiser).__name__
+    for name, value in float32_tensors(part, network_of(denoiser.net)):
+        if dtype is not None:
+            mine = rounded.pop(f"model.{name}")
+            if not torch.equal(mine.cpu(), value.to(mine.dtype)):
+                raise CheckpointError(f"'{part}' has another {name}")
+        yield f"net.model.{name}"
+        yield value
+    if rounded:
+        raise CheckpointError(f"'{part}' has no {next(iter(rounded))}")
 
 
 def _on_disk(source: str) -> Path | None:

@@ -227,6 +227,7 @@ class Pipeline(SamplingPipeline):
         family: Any = None,
         config: Path | str | None = None,
         guidance_range: tuple[float, float] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "Pipeline":
         """A pipeline of diffusers as one of halfstep, which samples as its own pipeline does.
 
@@ -240,6 +241,9 @@ class Pipeline(SamplingPipeline):
                 file.
             config: folder or name of a pipeline with the configs of a single file.
             guidance_range: of a network that takes its scale as an input; by default 1 to 10.
+            dtype: torch.bfloat16 or torch.float16 stores the weights of linear layers and convolutions so
+                as they are read from a folder, 2 bytes a parameter, and runs the network under autocast:
+                for sampling, and for a LoRA's teacher. Such a pipeline is neither saved nor trained.
 
         Raises:
             CheckpointError: a folder that is not whole, or names code of others, which is never run.
@@ -248,7 +252,7 @@ class Pipeline(SamplingPipeline):
         """
         from halfstep.pipeline.from_diffusers import fields_of  # imports diffusers
 
-        return cls(**fields_of(source, size, family, config, guidance_range))
+        return cls(**fields_of(source, size, family, config, guidance_range, dtype))
 
     def __repr__(self) -> str:
         return summary(self)

@@ -12,6 +12,7 @@ from halfstep import files, storage
 from halfstep.errors import CheckpointError
 from halfstep.models.codec import Codec
 from halfstep.models.compression.int8 import load_plain_tensors, plain_tensors
+from halfstep.models.half_storage import refuse_stored, stored_dtype
 from halfstep.models.lora import LoraNet, plain_denoiser
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline.base import PipelineFields
@@ -54,6 +55,7 @@ def save_pipeline(pipeline: PipelineFields, folder: Path, dtype: torch.dtype | N
     pipeline = replace(pipeline, denoiser=plain_denoiser(pipeline.denoiser))
     refuse_wrapped(pipeline.denoiser)
     refuse_changed_net(pipeline.denoiser.net)
+    refuse_stored(pipeline.denoiser.net, "saved")
     about = _begin(pipeline, folder)
     tensors = plain_tensors(pipeline.denoiser)
     if dtype is not None:
@@ -74,10 +76,11 @@ def save_adapter(pipeline: PipelineFields, folder: Path, lora: LoraAbout) -> Non
 def keep_base(teacher: PipelineFields, run: Path, rank: int, digest: str) -> LoraAbout:
     """Where the adapters of a run find their base: the teacher's origin, or RUN/base, which is then written.
 
-    digest  `digest_of` the teacher's denoiser
+    digest  `digest_of_float32` the teacher; of weights in half precision, those of its origin
     """
     about: LoraAbout = {"rank": rank, "base": BASE, "digest": digest, "defaults": False}
-    if (origin := teacher.origin) is not None and digest_of_origin(teacher, origin) == digest:
+    origin, half = teacher.origin, stored_dtype(teacher.denoiser.net) is not None
+    if origin is not None and (half or digest_of_origin(teacher, origin) == digest):
         return {**about, "base": origin.source}
     final, part = run / Path(BASE).name, run / ".base.part"
     if not final.exists():

@@ -32,6 +32,7 @@ from halfstep.models.lora import Lora, plain_denoiser
 from halfstep.models.rebuild import refuse_changed_net, refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import digest_of_defaults
+from halfstep.pipeline.lora_base import digest_of_float32
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import fork_rng
 from halfstep.training.checks.data import notes, read_by
@@ -44,7 +45,7 @@ from halfstep.training.checks.teacher import (
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import GateConfig
-from halfstep.training.lora_run import check_lora, LoraRun
+from halfstep.training.lora_run import check_lora, LoraRun, refuse_half
 from halfstep.training.prompts import walks_for
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.sample_grid import SampleGrid, why_undrawn
@@ -138,11 +139,12 @@ def distill(
         method.check_without_data()
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     run = _PipelineRun.on(teacher, training, job)
+    refuse_half(teacher, run.autocast, lora)
     read: Data | None = None
     if method.needs_data:  # other methods make the first stage before data are read
         read = run.read(teacher, data, out)
         method = resolve(method, teacher, read, out)
-    digest = digest_of(teacher.denoiser)
+    digest = digest_of_float32(teacher)
     options = {**options_of(method), "teacher": digest[:16]}
     if lora is not None:
         check_lora(method, teacher)
@@ -187,10 +189,12 @@ def is_no_data(data: DataLike) -> bool:
 def refuse_teacher(method: Method, teacher: Pipeline, lora: Lora | None = None) -> None:
     """Raise the method's `ConfigError` for a teacher before data are read."""
     method.check(teacher)
-    if lora is not None:
+    denoiser = copy(teacher.denoiser)
+    if lora is not None:  # of a copy, whose parameters are frozen
         check_lora(method, teacher)
+        denoiser = LoraRun(lora, "any").teacher(on_same_weights(denoiser).freeze())
     method = method.resolve(teacher, None)
-    next(stages_of(method, teacher, copy(teacher.denoiser)))
+    next(stages_of(method, teacher, denoiser))
 
 
 def _merged(pipeline: Pipeline) -> Pipeline:

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from halfstep import storage
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.methods.base import Method, PipelineLike
+from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora, LoraBase, LoraNet
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.description import LoraAbout
@@ -32,6 +34,16 @@ def check_lora(method: Method, teacher: PipelineLike) -> None:
                 f"give one scale twice, guidance_range=({high:g}, {high:g}) (command line: --guidance-range "
                 f"{high:g} {high:g}), or leave lora out (--lora-rank)"
             )
+
+
+def refuse_half(teacher: Pipeline, autocast: torch.dtype | None, lora: Lora | None) -> None:
+    """`ConfigError` for a teacher read in half precision, unless it gets a LoRA under the same autocast."""
+    if (dtype := stored_dtype(teacher.denoiser.net)) is None or (lora and autocast == dtype):
+        return
+    raise ConfigError(
+        f"this teacher was read with dtype={dtype}, for a LoRA in that precision: give lora=Lora(rank=16) "
+        f"and precision='{'fp16' if dtype == torch.float16 else 'bf16'}', or load it again without dtype"
+    )
 
 
 @dataclass(frozen=True)

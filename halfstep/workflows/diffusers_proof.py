@@ -20,8 +20,8 @@ from halfstep.models.diffusers_net import unpack
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.from_diffusers.encoders import prompt_pipeline
 from halfstep.pipeline.from_diffusers.families import FAMILIES
-from halfstep.pipeline.from_diffusers.folder import variant_of
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
+from halfstep.pipeline.from_diffusers.weights import variant_of
 from halfstep.pipeline.to_diffusers import draw
 from halfstep.pipeline.to_diffusers.target import call_arguments, Target
 from halfstep.rng import sample_noise

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import torch
+
 from halfstep.config import JsonObject
 from halfstep.data import Data, Latents
 from halfstep.errors import CheckpointError, ConfigError
@@ -34,10 +36,19 @@ class DiffusersOptions:
             family=None if family is None else Path(family),
         )
 
-    def load(self, place: str, size: int | tuple[int, int] | None) -> Pipeline:
-        """The pipeline of this folder, file or name, for images of this size in pixels."""
+    def load(
+        self,
+        place: str,
+        size: int | tuple[int, int] | None,
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
+        """The pipeline of this folder, file or name, for images of this size in pixels.
+
+        dtype  that the weights of a folder are read in; a file's are in float32
+        """
+        dtype = None if Path(place).suffix == ".safetensors" else dtype
         return Pipeline.from_diffusers(
-            place, size=size, family=self.family, config=self.teacher_config
+            place, size=size, family=self.family, config=self.teacher_config, dtype=dtype
         )
 
 
@@ -107,10 +118,12 @@ def chosen_pipeline(
     net: str | None = None,
     diffusers: DiffusersOptions = DiffusersOptions(),
     size: int | tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Pipeline:
     """The pipeline in a folder, as `locate_pipeline` finds it, or a published one.
 
     asks  the beginning of an error: "halfstep sample needs the folder of a pipeline"
+    dtype  as `locate_pipeline` has it; a published one's weights are in float32
     """
     if (official.model is None) == (folder is None):
         raise ConfigError(
@@ -125,7 +138,9 @@ def chosen_pipeline(
         return official.load()
     if official.weights is not None or official.codec is not None:
         raise ConfigError("--weights and --codec belong to --model: leave them out")
-    pipeline = locate_pipeline(folder, steps=steps, net=net, diffusers=diffusers, size=size)
+    pipeline = locate_pipeline(
+        folder, steps=steps, net=net, diffusers=diffusers, size=size, dtype=dtype
+    )
     if official.text is None:
         return pipeline
     tokens = None if pipeline.empty is None else len(pipeline.empty)
@@ -152,6 +167,7 @@ def locate_pipeline(
     base: str | None = None,
     diffusers: DiffusersOptions = DiffusersOptions(),
     size: int | tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Pipeline:
     """The pipeline in this folder, a student of the run in it, or the pipeline of diffusers there.
 
@@ -160,13 +176,15 @@ def locate_pipeline(
     net    package.module:function that builds a network of your own
     base   of a LoRA: the folder or hub name of its teacher, if that has moved
     diffusers, size  how a pipeline of diffusers is read, and for which size in pixels
+    dtype  that its weights are rounded to as they are read, for sampling or a LoRA's teacher; all other
+           places are read in float32
     """
     if not str(place):
         raise ConfigError("the name of the pipeline is empty: write a folder's")
     if is_diffusers(place):
         if net is not None:
             raise ConfigError(f"'{place}' is of diffusers and names its network: leave --net out")
-        return diffusers.load(str(place), size)
+        return diffusers.load(str(place), size, dtype)
     _refuse_for_own(diffusers, f"'{place}'")
     folder = Path(place)
     if (folder / "pipeline.json").exists():

@@ -91,7 +91,7 @@ class MemoryPlan:
     activations  all that a micro-batch needs besides: what the backward reads, and copies in half precision
     elsewhere    bytes in the CPU's memory, of an offloaded teacher
     start        bytes in the CPU's memory before the first update, of a LoRA's base in half precision and
-                 the float32 teacher beside it, which is its own peak
+                 the teacher beside it, if that was read in float32: its own peak
     savings      by option the bytes that it would save, alone, each at least 1 % of the peak
     """
 
@@ -169,7 +169,7 @@ class Run:
                 step_bytes(self.trained, self.training),
             ),
             elsewhere=frozen if self.offloaded else 0,
-            start=start_bytes(shared_weights([self.student])),
+            start=start_bytes(self.student),
         )
 
     def _in_both(self) -> list[Tensor]:
@@ -267,11 +267,11 @@ def step_bytes(trained: Sequence[Tensor], training: TrainingConfig) -> int:
     return TEMPORARIES * 4 * max(large, default=0)
 
 
-def start_bytes(base: Iterable[Tensor]) -> int:
+def start_bytes(student: nn.Module) -> int:
     """Bytes of a LoRA's base beside the float32 weights that it was cast from; 0 if nothing was cast."""
-    base = list(base)
-    half = size_of(p for p in base if p.element_size() == 2)
-    return size_of(base) + 2 * half if half else 0
+    bases = [part.base for part in student.modules() if isinstance(part, LoraNet)]
+    base = [p for base in bases if base.cast_here for p in base.weights]
+    return size_of(base) + 2 * size_of(p for p in base if p.element_size() == 2)
 
 
 def castable_bytes(network: nn.Module) -> int:

@@ -11,6 +11,7 @@ from halfstep.methods.diffusion.reparameterise import Reparameterise
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, TrainingConfig
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.live_bytes import LiveBytes
 from halfstep.workflows.locate import is_diffusers, locate_pipeline
 from tests.support.families import ddpm_pipeline, stable_diffusion
 from tests.support.pictures import pixels, save
@@ -138,3 +139,39 @@ def test_what_is_no_teacher_is_one_sentence(cli, words, message, monkeypatch):
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
     status, _, err = cli("distill", "progressive", "--data", "photos", *QUICK, "--out", "r", *words)
     assert status == 2 and message in err and err.count("\n") == 1, err
+
+
+WIDE = {
+    "sample_size": 8,
+    "block_out_channels": (256,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "norm_num_groups": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "precision, most", [("bf16", 3.9), pytest.param("fp32", 7.8, marks=pytest.mark.slow)]
+)
+def test_a_lora_has_its_teachers_weights_in_memory_once_from_the_beginning_on(precision, most, cli):
+    """No second copy of 2 or 4 bytes a parameter, in a dry run and at the gate's samples either."""
+    import diffusers
+
+    net = diffusers.UNet2DModel(**WIDE)
+    count = sum(p.numel() for p in net.parameters())
+    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    diffusers.DDIMPipeline(net, scheduler).save_pretrained("wide")
+    del net
+    words = ["distill", "progressive", "--teacher", "wide", "--data", "photos", *QUICK]
+    words += ["--lora-rank", 1, "--precision", precision, "--batch-size", 2, "--out", "run"]
+    words += ["--tolerance", 9, "--samples", 8, "--features", "tests.cli.test_teachers:corners"]
+    with LiveBytes() as live:
+        status, out, err = cli(*words, "--dry-run")
+    assert status == 0 and "start, in the CPU" not in out, err
+    assert live.peak <= most * count
+    with LiveBytes() as live:
+        status, out, err = cli(*words)
+    assert status == 0 and "times the teacher's distance" in out, out + err
+    assert live.peak <= most * count
+    assert not (Path("run") / "base").exists()
+    assert locate_pipeline("run").step_counts == (2,)

@@ -13,7 +13,8 @@ from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.methods import Progressive
 from halfstep.models import build
-from halfstep.models.lora import Lora
+from halfstep.models.half_storage import mark_stored, store_weights
+from halfstep.models.lora import Lora, LoraBase, LoraNet
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, RunOptions, TrainingConfig
 from halfstep.training.stages import DryRunFinished
@@ -83,8 +84,13 @@ def test_the_start_of_a_lora_in_half_precision_is_told(tmp_path, monkeypatch):
         distilled([teacher()], tmp_path / "y", training, lora)
     assert plan.peak < LEAST * live.peak
     assert LEAST <= plan.start / live.peak <= MOST
-    weights = [torch.zeros(6), torch.zeros(10, dtype=torch.bfloat16)]
-    assert start_bytes(weights) == 6 * 4 + 10 * 6 and start_bytes(weights[:1]) == 0
+    net = LoraNet(LoraBase(nn.Sequential(nn.Linear(2, 5, bias=False), nn.LayerNorm(3)), 1))
+    assert start_bytes(net) == 0
+    store_weights(net.base.net, torch.bfloat16)
+    assert start_bytes(net) == 10 * (2 + 4) + 6 * 4
+    read = nn.Sequential(nn.Linear(2, 5, bias=False).bfloat16())
+    mark_stored(read, torch.bfloat16, torch.float32)
+    assert start_bytes(LoraNet(LoraBase(read, 1))) == 0
 
 
 def test_what_an_option_saves_is_the_difference_of_two_plans(tmp_path):

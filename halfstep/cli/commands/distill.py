@@ -28,10 +28,11 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
 from halfstep.methods.base import student_name, updates_after
+from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill as distil_pipeline, TrainingConfig
-from halfstep.training.api import refuse_teacher, resolve
+from halfstep.training.api import AUTOCAST, refuse_teacher, resolve
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
@@ -138,6 +139,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     find = partial(
         chosen_pipeline, asks, named, official, net=options.teacher.net,
         diffusers=options.teacher.diffusers, size=options.dataset.size,
+        dtype=None if options.lora.build() is None else AUTOCAST[training.precision],
     )  # fmt: skip
     teachers = [find()]
     images = None if none else _images(console, options, teachers[0])
@@ -146,8 +148,11 @@ def main(name: str, argv: Sequence[str]) -> int:
     del images  # with the teacher
     teachers[0] = official.decoding(teachers[0], data)
 
+    # The weights of a LoRA's base, in memory anyway: the gate reads no other copy.
+    kept = teachers[0] if _is_base(options, teachers[0]) else None
+
     def load() -> Pipeline:
-        return official.decoding(find(), data)
+        return kept or official.decoding(find(), data)
 
     method = _resolve(console, method, teachers[0], data, folder)
     options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
@@ -185,6 +190,13 @@ def main(name: str, argv: Sequence[str]) -> int:
         )
     _print(console, folder, student, net_option(options.teacher.net), best, without_data=none)
     return 0
+
+
+def _is_base(options: Any, teacher: Pipeline) -> bool:
+    """Whether the base of a LoRA has the teacher's own weights: neither cast, divided nor offloaded."""
+    if options.lora.build() is None or options.memory.shard or options.memory.offload:
+        return False
+    return AUTOCAST[options.training.precision] == stored_dtype(teacher.denoiser.net)
 
 
 def _data(

@@ -9,6 +9,7 @@ from torch import Tensor
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
 from halfstep.models import DiffusersNet, wrap_diffusers
+from halfstep.models.half_storage import check_half, mark_stored
 from halfstep.pipeline.base import Origin, SIZES
 from halfstep.pipeline.from_diffusers.families import FAMILIES, Family
 from halfstep.pipeline.from_diffusers.schedule import imported_schedule
@@ -27,17 +28,21 @@ def fields_of(
     family: Any,
     config: Path | str | None,
     guidance_range: tuple[float, float] | None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """The fields of the pipeline; arguments are those of `Pipeline.from_diffusers`."""
-    parts = open_source(source, family, config)
+    half = check_half(dtype)
+    parts = open_source(source, family, config, half)
     net = wrap_diffusers(parts.network, parts.family.inputs)
+    if half is not None:
+        mark_stored(net, half, torch.float32)
     shape, pixels = _sizes(parts, net, size)
     patch = net.inputs.packed or parts.network.config.get("patch_size") or 1
     schedule = imported_schedule(
         parts.scheduler, parts.family, (shape[1] // patch) * (shape[2] // patch)
     )
     denoiser = Denoiser(
-        net, schedule.schedule, schedule.parameterisation, time=schedule.time
+        net, schedule.schedule, schedule.parameterisation, time=schedule.time, autocast=half
     ).freeze()
     scales = guidance_range or (SCALES if "guidance_scale" in net.reads else None)
     if guidance_range is not None and "guidance_scale" not in net.reads:

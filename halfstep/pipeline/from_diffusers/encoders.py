@@ -14,10 +14,10 @@ from halfstep.pipeline.from_diffusers.folder import (
     read_index,
     reading,
     source_folder,
-    variant_of,
     without_bars,
 )
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
+from halfstep.pipeline.from_diffusers.weights import variant_of
 
 UNREAD = ("vae", "safety_checker", "image_encoder")
 """Parts that no prompt is encoded with."""

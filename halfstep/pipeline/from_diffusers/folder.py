@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
+
 from halfstep import storage
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models.diffusers_net import diffusers_class
+from halfstep.pipeline.from_diffusers.weights import half_network, variant_of
 from halfstep.quiet import quietly
 
 INDEX = "model_index.json"
@@ -66,14 +69,11 @@ def part_folder(folder: Path, part: str) -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def variant_of(folder: Path) -> str | None:
-    """fp16 where a folder has no other weights; None otherwise."""
-    names = [path.name for path in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
+def load_network(folder: Path, class_name: str, dtype: torch.dtype | None = None) -> Any:
+    """A network of diffusers from its folder, strictly; only safetensors are read.
 
-
-def load_network(folder: Path, class_name: str) -> Any:
-    """A network of diffusers from its folder, in float32 and strictly; only safetensors are read."""
+    dtype  that weights which autocast casts are rounded to; None for float32
+    """
     cls = diffusers_class(class_name)
     if cls is None:
         raise CheckpointError(
@@ -85,19 +85,28 @@ def load_network(folder: Path, class_name: str) -> Any:
             "model again with save_pretrained"
         )
     with reading(f"the {class_name} in '{folder}'"):
-        model, info = cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=variant_of(folder),
-            output_loading_info=True,
-        )
-    if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
+        if dtype is None:
+            model, wrong = _whole_network(cls, folder)
+        else:
+            model, wrong = half_network(cls, folder, dtype)
+    if wrong:
         raise CheckpointError(
             f"'{folder}' does not hold the weights of its config: it lacks or does not know '{wrong[0]}'"
             f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}"
         )
-    return model.float().eval()
+    return model
+
+
+def _whole_network(cls: Any, folder: Path) -> tuple[Any, list[str]]:
+    """A network in float32, and the names that only one of it and its folder has."""
+    model, info = cls.from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        variant=variant_of(folder),
+        output_loading_info=True,
+    )
+    return model.float().eval(), [*info["missing_keys"], *info["unexpected_keys"]]
 
 
 def source_folder(place: str) -> Path:

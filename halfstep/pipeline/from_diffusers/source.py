@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from halfstep.config import JsonObject
@@ -56,13 +57,22 @@ class Source:
     digest_of_texts: Callable[[], str]
 
 
-def open_source(source: Any, family: Any, config: Path | str | None) -> Source:
+def open_source(
+    source: Any, family: Any, config: Path | str | None, dtype: torch.dtype | None = None
+) -> Source:
     """The parts of a pipeline of diffusers.
 
     source  a pipeline; the folder that `save_pretrained` wrote; a name on the hub; or a .safetensors file
     family  how it calls its network, for a class that halfstep does not know
     config  the folder or name with the configs of a .safetensors file
+    dtype   that the weights of a folder's network are read in; None for float32
     """
+    is_folder = isinstance(source, str | Path) and Path(source).suffix != ".safetensors"
+    if dtype is not None and not is_folder:
+        raise ConfigError(
+            "dtype is how the weights in a pipeline's folder are read, and this is none: leave dtype out, or "
+            "give the folder or name of one"
+        )
     if not isinstance(source, str | Path):
         return _of_object(source, family, "")
     place = Path(source).expanduser()
@@ -70,7 +80,7 @@ def open_source(source: Any, family: Any, config: Path | str | None) -> Source:
         return _of_object(single_file(place, config), family, _recorded(config or ""))
     if config is not None:
         raise ConfigError("config belongs to a single .safetensors file: leave it out")
-    return _of_folder(source_folder(str(source)), family, _recorded(source))
+    return _of_folder(source_folder(str(source)), family, _recorded(source), dtype)
 
 
 def _recorded(source: Path | str) -> str:
@@ -101,7 +111,7 @@ def _of_object(pipeline: Any, family: Any, place: str) -> Source:
     )  # fmt: skip
 
 
-def _of_folder(folder: Path, family: Any, place: str) -> Source:
+def _of_folder(folder: Path, family: Any, place: str, dtype: torch.dtype | None) -> Source:
     index = read_index(folder)
     name = str(index["_class_name"])
     family = family_of(name, family)
@@ -109,7 +119,8 @@ def _of_folder(folder: Path, family: Any, place: str) -> Source:
         raise CheckpointError(
             f"'{folder / INDEX}' names no {family.network}, which a {name} has: save the whole pipeline"
         )
-    network = load_network(part_folder(folder, family.network), index[family.network][1])
+    part = part_folder(folder, family.network)
+    network = load_network(part, index[family.network][1], dtype)
     scheduler = read_json(part_folder(folder, "scheduler") / "scheduler_config.json")
     scheduler.setdefault("_class_name", index.get("scheduler", [None, None])[1])
     codec = None
