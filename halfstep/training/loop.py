@@ -12,7 +12,7 @@ from torch import nn
 
 from halfstep.config import JsonObject
 from halfstep.data import Data
-from halfstep.errors import CheckpointError, ConfigError, NonFinite, Stopped
+from halfstep.errors import CheckpointError, ConfigError, Stopped
 from halfstep.methods.base import Objective, Stage
 from halfstep.models.eval_mode import evaluating, to_train
 from halfstep.models.hooks import unwrap
@@ -23,13 +23,13 @@ from halfstep.training.checkpoint import State
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.ema import Average
+from halfstep.training.finite import non_finite, refuse_non_finite
 from halfstep.training.metrics_log import RunCost
 from halfstep.training.oom import naming_memory
 from halfstep.training.optimiser import Optimiser
 from halfstep.training.option_changes import Place, value_at
 from halfstep.training.progress import ProgressCallback, StopOnBrokenPipe, Tally
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.sharding import local
 from halfstep.training.signals import stopping, StopRequest
 from halfstep.training.update import update
 from halfstep.training.watch import Watch
@@ -137,7 +137,7 @@ class Loop:
                 if show:  # before it is saved: a crash leaves no checkpoint without its picture
                     began += self.watch.show(stage, state)
                 if save:
-                    self._refuse_non_finite(stage, state)
+                    refuse_non_finite(stage, state, settings, self.processes)
                     self._save(stage, index, state)
                 if logged:
                     self.watch.pace.restart()
@@ -244,12 +244,12 @@ class Loop:
         total = self.processes.total(tally.losses / self.processes.world)
         bad = int(self.processes.largest(tally.bad))
         loss, norm = float(total) / max(tally.count, 1), float(tally.norms)
-        samples = tally.count * self.settings.batch_size
+        pace = self.watch.pace.samples_per_second(tally.count * self.settings.batch_size)
         tally.reset()
         if bad < 0 and state.scaler is not None and state.scaler.get_scale() < 1:
             bad = state.update - 1  # every gradient is skipped, however small its loss is scaled
         if bad >= 0:
-            raise self._non_finite("loss or gradient is", bad, stage)
+            raise non_finite("loss or gradient is", bad, stage, self.settings)
         self.callback.measure(loss)
         line = {
             "stage": stage.name,
@@ -257,28 +257,10 @@ class Loop:
             "loss": loss,
             "norm": norm,
             "rate": rate,
+            "samples_per_second": pace,
         }
         measures = self.processes.forward_on_first(partial(self._measures, stage, state))
-        self.processes.run_on_first(lambda: self.watch.log({**line, **measures}, samples))
-
-    def _non_finite(self, subject: str, update: int, stage: Stage) -> NonFinite:
-        norm = self.settings.max_grad_norm
-        bound = f"--max-grad-norm (now {norm:g})" if norm else "add --max-grad-norm 1"
-        return NonFinite(
-            f"{subject} not finite at update {update:,} of {stage.name}: lower --learning-rate (now "
-            f"{self.settings.learning_rate:g}) or {bound}, in "
-            "another --out; what was saved is from before it"
-        )
-
-    def _refuse_non_finite(self, stage: Stage, state: State) -> None:
-        """`NonFinite` for weights that no later loss would show, before they are saved."""
-        weights = [p.detach() for p in state.student.parameters() if p.requires_grad]
-        weights += [] if state.average is None else state.average.values
-        bad = torch.zeros((), device=self.processes.device)
-        for weight in weights:
-            bad = bad + ~local(weight).isfinite().all()
-        if self.processes.largest(bad):
-            raise self._non_finite("weights are", state.update - 1, stage)
+        self.processes.run_on_first(lambda: self.watch.log({**line, **measures}))
 
     def _measures(self, stage: Stage, state: State) -> JsonObject:
         """The objective's measures, always with the same samples and noise, which training never draws."""

@@ -66,14 +66,10 @@ class Watch:
         self._before += stage.updates
         self.processes.run_on_first(partial(self._log_decision, stage, passed))
 
-    def log(self, line: JsonObject, samples: int) -> None:
-        """Write a line, with the time, the pace and the memory; the first process alone calls it.
-
-        samples  since the last line
-        """
+    def log(self, line: JsonObject) -> None:
+        """Write a line, with the time and the memory; the first process alone calls it."""
         now = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "samples_per_second": self.pace.samples_per_second(samples),
             "memory": memory_in_use(self.processes.device),
         }
         self.run.log({**line, **now})

@@ -16,6 +16,7 @@ from tests.mutants import (
     of_report,
     of_samplers,
     of_training,
+    of_watching,
     of_workflows,
 )
 from tests.mutants.mutant import Mutant, ROOT
@@ -32,6 +33,7 @@ FLOORS = (
     of_evaluation,
     of_pipeline,
     of_training,
+    of_watching,
     of_report,
     of_workflows,
     of_cli,

@@ -269,11 +269,15 @@ MUTANTS = (
         "report/images/png",
         "report/png",
         ("for x in (above, below)]", "for x in (below, above)]"),
+        ("first + k:06d", "k:06d"),
+    ),
+    *of(
+        "pictures",
+        "report/png",
         (
             "(k // columns) * (height + gap), (k % columns)",
             "(k % columns) * (height + gap), (k // columns)",
         ),
-        ("first + k:06d", "k:06d"),
     ),
     *of(
         "report/images/panels",

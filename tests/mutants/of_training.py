@@ -149,7 +149,11 @@ MUTANTS = (
     *of(
         "training/loop",
         "training/limits",
-        ("                    self._refuse_non_finite(stage, state)\n", ""),
+        ("                    refuse_non_finite(stage, state, settings, self.processes)\n", ""),
+    ),
+    *of(
+        "training/finite",
+        "training/limits",
         ("weights += [] if state.average is None else state.average.values", "pass"),
         ("bad = bad + ~local(weight)", "bad = ~local(weight)"),
     ),

@@ -51,7 +51,8 @@ class TestNonFinite:
             halve(out, method=own(bad(at), updates=20), save_every=5, job=job(callback=look))
         message = str(caught.value)
         assert f"not finite at update {at} of stage-0" in message and "\n" not in message
-        assert "lower --learning-rate (now 0.003) or --max-grad-norm (now 1)" in message
+        assert "lower --learning-rate (now 0.003), with which the same command goes on" in message
+        assert message.endswith("or lower --max-grad-norm (now 1) in another --out")
         checkpoints = {k: v for k, v in everything(out).items() if k.startswith("checkpoints")}
         assert checkpoints == {k: v for k, v in before.items() if k.startswith("checkpoints")}
         assert len(checkpoints) == 2 * (at // 5) and not (out / "stages").exists()
