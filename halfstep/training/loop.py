@@ -178,9 +178,8 @@ class Loop:
             self.callback.note(word)
 
         def rate(update: int) -> float:
-            highest = value_at(
-                "learning_rate", begun["learning_rate"], changes, Place(index, update)
-            )
+            place = Place(index, update)
+            highest = value_at("learning_rate", begun["learning_rate"], changes, place)
             return self.settings.rate_at(update, stage.updates, highest)
 
         return rate

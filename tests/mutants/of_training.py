@@ -226,7 +226,7 @@ MUTANTS = (
         "training/loop",
         "training/engine training/updates",
         ("float(total) / max(tally.count, 1)", "float(total)"),
-        ('"rate": rate,\n        }', '"rate": self.settings.learning_rate,\n        }'),
+        ('"rate": rate,\n', '"rate": self.settings.learning_rate,\n'),
         ("cost(stage.updates, self.settings.batch_size)", "cost(stage.updates, 1)"),
     ),
     *of(

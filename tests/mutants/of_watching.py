@@ -19,7 +19,10 @@ MUTANTS = (
             "self.settings.rate_at(update, stage.updates, highest)",
             "self.settings.rate_at(update, stage.updates)",
         ),
-        ("changes, Place(index, update))", "changes, Place(0, update))"),
+        (
+            "place = Place(index, update)\n            highest",
+            "place = Place(0, update)\n            highest",
+        ),
     ),
     *of(
         "training/run_identity",
