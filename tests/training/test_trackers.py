@@ -6,6 +6,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -114,16 +115,20 @@ def records(content):
 
 
 def history(folder):
-    """The rows that W&B would upload: (step, {name: value})."""
+    """The rows that W&B would upload: (step, {name: value}); its own process writes them a moment later."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     [file] = folder.glob("wandb/offline-run-*/*.wandb")
-    for content in records(file.read_bytes()):
-        record = Record.FromString(content)
+    for _ in range(300):
+        found = [Record.FromString(content) for content in records(file.read_bytes())]
+        if found and found[-1].HasField("exit"):
+            break
+        time.sleep(0.1)
+    for record in found:
         if record.HasField("history"):
             items = record.history.item
             row = {x.key or "/".join(x.nested_key): json.loads(x.value_json) for x in items}
-            yield row.get("_step", record.history.step.num), row
+            yield row["_step"], row
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
