@@ -272,7 +272,7 @@ MUTANTS = (
             "return replace(cond or Cond(), guidance_scale=scale)",
             "return Cond(guidance_scale=scale)",
         ),
-        ("self.updates, guidance_range=self.guidance_range)", "self.updates)"),
+        ("self.updates, guidance_range=span, forwards=cost)", "self.updates, forwards=cost)"),
         ("replace(stage, guidance_range=self.guidance_range)", "stage"),
         ("halving = self.halvings(self.weighting)", "halving = self.halvings('snr+1')"),
         ("if not self.student and not self.student_net", "if not self.student"),
