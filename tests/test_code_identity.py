@@ -207,8 +207,9 @@ def test_it_is_the_same_in_every_process():
         command = [sys.executable, "-c", SCRIPT, str(1000 * seed)]
         return subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout
 
-    assert printed(1) == printed(2) == printed(3)
-    assert " at 0x" not in printed(1)
+    first = printed(1)
+    assert first == printed(2) == printed(3)
+    assert " at 0x" not in first
 
 
 def test_a_value_that_was_kept_makes_no_other():

@@ -6,15 +6,36 @@ import tomllib
 import pytest
 
 import halfstep
+from halfstep import QualityGate
+from halfstep.evaluation import Evaluation
 from tests.support.docs import blocks, named, PAGES, ROOT
 
+README = ROOT / "README.md"
+RUNS = [p for p in PAGES if blocks(p, "python")]
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=named)
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p == README)) for p in RUNS], ids=named
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
+    run_blocks(page, blocks(page, "python"), tmp_path, monkeypatch)
+
+
+def test_the_readmes_python_runs_with_fewer_updates_and_samples(tmp_path, monkeypatch):
+    """The same lines in seconds; with their own numbers, a minute or two, they run among the slow proofs."""
+    text = blocks(README, "python")
+    fewer = [re.sub(r"(updates=\(?)(\d+)", lambda m: f"{m[1]}{int(m[2]) // 40}", t) for t in text]
+    assert fewer != text
+    monkeypatch.setitem(Evaluation.__init__.__kwdefaults__, "samples", 200)
+    monkeypatch.setitem(QualityGate.__init__.__kwdefaults__, "samples", 200)
+    run_blocks(README, fewer, tmp_path, monkeypatch)
+
+
+def run_blocks(page, texts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {"__name__": "__main__"}
-    for text in blocks(page, "python"):
+    for text in texts:
         exec(compile(text, named(page), "exec"), names)
 
 

@@ -69,7 +69,7 @@ def _distances(samples: SampleSet, scorer: SampleScorer, metrics: Collection[str
         score = basic_bootstrap(inception_score, scorer.features.probabilities(fake))
         distances = replace(distances, inception_score=score)
     if "precision-recall" in metrics:
-        precision, recall = precision_recall_intervals(few, fake)
+        precision, recall = precision_recall_intervals(few, fake, neighbours=scorer.real_neighbours)
         distances = replace(distances, precision=precision, recall=recall)
     return distances
 

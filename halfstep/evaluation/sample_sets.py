@@ -100,6 +100,11 @@ class SampleScorer:
         rows = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(0))
         return self.real_features if len(rows) <= self.n else self.real_features[rows[: self.n]]
 
+    @cached_property
+    def real_neighbours(self) -> Neighbours:
+        """The nearest neighbours among `real_few`, which every row's precision and recall share."""
+        return Neighbours.of(self.real_few)
+
     def at(self, guidance_scale: float, seed: int) -> "SampleScorer":
         """A copy with another guidance scale and seed."""
         return replace(

@@ -1,5 +1,7 @@
 """Intervals of precision and recall, by half-samples, because copies of rows break nearest neighbours."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ def precision_recall_intervals(
     resamples: int = 200,
     level: float = 0.95,
     seed: int = 0,
+    neighbours: "Neighbours | None" = None,
 ) -> tuple[Interval, Interval]:
     """Intervals of `precision_recall`, for its mean over samples of this size, by half-samples.
 
@@ -26,11 +29,14 @@ def precision_recall_intervals(
     its mean, the statistic of a random half varies as that of the whole (1/(n/2) - 1/n = 1/n; Politis,
     Romano & Wolf 1999, section 2.3), and somewhat more for neighbours, the safe side.  No bias is removed,
     because the numbers have a meaning only at their n.
+
+    neighbours  `Neighbours.of(real, k)`, to compute it once for several `fake`
     """
     real, fake = checked(real, fake, least=2 * k + 2)
     if k < 1:
         raise ConfigError(f"precision and recall need a neighbour, got k={k}: write k=3")
-    inside, outside = _Balls(real, fake, k), _Balls(fake, real, k)
+    inside = _Balls(real, fake, neighbours or Neighbours.of(real, k))
+    outside = _Balls(fake, real, Neighbours.of(fake, k))
     everything = [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in (real, fake)]
     values = inside.share(*everything), outside.share(*everything[::-1])
     generator, draws = seeded(resamples, level, seed), np.empty((resamples, 2))
@@ -50,29 +56,44 @@ def precision_recall_intervals(
     return first, second
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Each row's nearest other rows, enough that k of them are in any half (except 1 in 10^10)."""
+
+    distances: Tensor
+    """Squared, ascending, float64 [n, count]."""
+    rows: Tensor
+    """Their numbers, int64 [n, count]."""
+    k: int
+
+    @classmethod
+    def of(cls, rows: Tensor, k: int = 3) -> "Neighbours":
+        """The neighbours of features, float [n, D] of finite values, more than k rows."""
+        rows, count = rows.double(), min(len(rows) - 1, 4 * k + 36)
+        parts = torch.arange(len(rows), device=rows.device).split(ROWS)
+        near = zip(*(nearest(rows, part, count) for part in parts), strict=True)
+        return cls(*(torch.cat(x) for x in near), k)
+
+
 class _Balls:
     """The points inside some row's ball, for any subset of the rows and points.
 
-    Stores each row's nearest neighbours, enough that k of them are in any half (except 1 in 10^10), and the
-    pairs of row and point closer than the last of them.
+    Stores the pairs of row and point closer than the last of the row's stored neighbours.
     """
 
-    def __init__(self, rows: Tensor, points: Tensor, k: int):
-        count, self.k = min(len(rows) - 1, 4 * k + 36), k
-        near, pairs = [], []
+    def __init__(self, rows: Tensor, points: Tensor, near: Neighbours):
+        self.near, pairs = near, []
         for part in torch.arange(len(rows), device=rows.device).split(ROWS):
-            nearest_rows = nearest(rows, part, count)
             apart = square_distances(rows[part], points)
-            row, point = (apart <= nearest_rows[0][:, -1:]).nonzero(as_tuple=True)
-            near.append(nearest_rows)
+            row, point = (apart <= near.distances[part, -1:]).nonzero(as_tuple=True)
             pairs.append((part[row], point, apart[row, point]))
-        self.distances, self.neighbours = (torch.cat(x) for x in zip(*near, strict=True))
         self.row, self.point, self.apart = (torch.cat(x) for x in zip(*pairs, strict=True))
 
     def share(self, rows: Tensor, points: Tensor) -> float:
         """The share of these points inside some ball of these rows; both are masks."""
-        last = (rows[self.neighbours].cumsum(1) >= self.k).byte().argmax(1, keepdim=True)
-        reach = self.distances.gather(1, last)[:, 0].where(rows, -1.0)
+        near = self.near
+        last = (rows[near.rows].cumsum(1) >= near.k).byte().argmax(1, keepdim=True)
+        reach = near.distances.gather(1, last)[:, 0].where(rows, -1.0)
         hit = torch.zeros_like(points)
         hit[self.point[self.apart <= reach[self.row]]] = True
         return float(hit[points].double().mean())

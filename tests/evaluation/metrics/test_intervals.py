@@ -24,7 +24,10 @@ from halfstep.evaluation.metrics.distances import (
     kernel_form,
     precision_recall,
 )
-from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
+from halfstep.evaluation.metrics.precision_recall_bootstrap import (
+    Neighbours,
+    precision_recall_intervals,
+)
 from halfstep.schema import plain
 from tests.support.denoisers import seeded
 from tests.support.features import gaussian_kernel_distance, normal
@@ -367,7 +370,7 @@ def test_a_half_is_looked_at_as_if_the_rest_had_never_been(k, monkeypatch):
     for module in (distances, precision_recall_bootstrap):
         monkeypatch.setattr(module, "ROWS", 13)
     real, fake = normal(90, 3, 1), 0.8 * normal(70, 3, 2) + 0.3
-    balls = precision_recall_bootstrap._Balls(real, fake, k)
+    balls = precision_recall_bootstrap._Balls(real, fake, Neighbours.of(real, k))
     for seed in range(20):
         rows, points = (torch.rand(n, generator=seeded(seed)) < 0.5 for n in (90, 70))
         assert balls.share(rows, points) == precision_recall(real[rows], fake[points], k=k)[0]
