@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.evaluation.metrics.distances import frechet_distance, sampling_floor
+from halfstep.evaluation.metrics.precision_recall_bootstrap import Neighbours
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
 

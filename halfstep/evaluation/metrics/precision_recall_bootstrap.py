@@ -68,11 +68,11 @@ class Neighbours:
 
     @classmethod
     def of(cls, rows: Tensor, k: int = 3) -> "Neighbours":
-        """The neighbours of features, float [n, D] of finite values, more than k rows."""
-        rows, count = rows.double(), min(len(rows) - 1, 4 * k + 36)
+        """The neighbours of features, float [n, D]; `DataError` unless finite and at least 2k + 2."""
+        (rows, _), count = checked(rows, rows, least=2 * k + 2), min(len(rows) - 1, 4 * k + 36)
         parts = torch.arange(len(rows), device=rows.device).split(ROWS)
-        near = zip(*(nearest(rows, part, count) for part in parts), strict=True)
-        return cls(*(torch.cat(x) for x in near), k)
+        near = [nearest(rows, part, count) for part in parts]
+        return cls(torch.cat([x for x, _ in near]), torch.cat([x for _, x in near]), k)
 
 
 class _Balls:

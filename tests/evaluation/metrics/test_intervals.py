@@ -376,6 +376,17 @@ def test_a_half_is_looked_at_as_if_the_rest_had_never_been(k, monkeypatch):
         assert balls.share(rows, points) == precision_recall(real[rows], fake[points], k=k)[0]
 
 
+def test_neighbours_that_are_shared_change_no_bit():
+    real, near = normal(60, 3, 1), Neighbours.of(normal(60, 3, 1))
+    for seed in (2, 3):
+        fake = normal(50, 3, seed) + 0.2
+        options = {"resamples": 39, "seed": seed}
+        shared = precision_recall_intervals(real, fake, neighbours=near, **options)
+        assert shared == precision_recall_intervals(real, fake, **options)
+    with pytest.raises(DataError, match="at least 8"):
+        Neighbours.of(normal(7, 3))
+
+
 @pytest.mark.slow
 def test_halves_give_the_spread_and_copies_do_not():
     """The truth is the mean over samples of this size, from 300 of them."""
