@@ -82,7 +82,7 @@ def label_ends(axis: "Axes", ends: Sequence[End]) -> None:
 
     figure = axis.get_figure(root=True)
     assert figure is not None
-    characters = 26 if figure.get_size_inches()[0] > 6 else 17
+    characters = 28 if figure.get_size_inches()[0] > 6 else 17
     texts = [
         "\n".join(
             textwrap.wrap(end.label, characters, break_on_hyphens=False, break_long_words=False)
