@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: install demo test test-all check docs format mutants assets pages dist clean
+.PHONY: install demo test test-all check docs format mutants notebooks assets pages dist clean
 
 install: $(STAMP)
 
@@ -46,6 +46,10 @@ assets: install
 pages: install
 	$(BIN)/python -m tests.cli.help_pages
 	$(BIN)/python -m tests.cli.completion_scripts
+
+# The notebooks of the documentation, run and written with their outputs.
+notebooks: install
+	$(BIN)/python -m tests.support.notebooks
 
 mutants: install
 	$(BIN)/python -m tests.mutants

@@ -8,7 +8,7 @@ import pytest
 import halfstep
 from halfstep import QualityGate
 from halfstep.evaluation import Evaluation
-from tests.support.docs import blocks, named, PAGES, ROOT
+from tests.support.docs import blocks, named, NOTEBOOKS, PAGES, ROOT, text_of
 
 README = ROOT / "README.md"
 RUNS = [p for p in PAGES if blocks(p, "python")]
@@ -63,8 +63,8 @@ PUBLISHED = (
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    for page in [*PAGES, *NOTEBOOKS]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", text_of(page)):
             assert (page.parent / target).exists(), (named(page), target)
 
 

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from halfstep.cli import main
-from tests.support.docs import blocks, named, PAGES
+from tests.support.docs import blocks, named, NOTEBOOKS, PAGES
 
 
 def commands(page):
@@ -16,7 +16,7 @@ def commands(page):
                 yield words[words.index("halfstep") + 1 :]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if list(commands(p))], ids=named)
+@pytest.mark.parametrize("page", [p for p in [*PAGES, *NOTEBOOKS] if list(commands(p))], ids=named)
 def test_commands_have_only_options_that_exist(page, capsys):
     """Each command's verb is asked for its help, and every option it uses must be in it."""
     for words in commands(page):
