@@ -71,7 +71,8 @@ class Tied(nn.Module):
         super().__init__()
         self.embed, self.out, self.twin = nn.Embedding(5, 4), nn.Linear(4, 5), nn.Linear(4, 4)
         self.again, self.precise = self.twin, nn.Linear(4, 4).double()
-        self.out.weight = self.embed.weight
+        self.out.weight, self.tied = self.embed.weight, nn.Linear(4, 4)
+        self.tied.weight = self.twin.weight
         self.mine = nn.modules.linear.NonDynamicallyQuantizableLinear(4, 4)
 
 
@@ -81,7 +82,7 @@ def test_weights_that_others_share_stay():
     store_weights(net.requires_grad_(False), torch.bfloat16)
     assert net.out.weight is net.embed.weight and net.embed.weight.dtype == torch.float32
     assert net.out.bias.dtype == net.twin.weight.dtype == torch.bfloat16
-    assert net.again.weight is net.twin.weight
+    assert net.again.weight is net.twin.weight is net.tied.weight
     assert net.precise.weight.dtype == torch.float64 and net.mine.weight.dtype == torch.float32
     for name, p in net.named_parameters():
         assert p.equal(before[name].to(p.dtype))

@@ -24,6 +24,12 @@ MUTANTS = (
         "sizes cli/sizes",
         ("if Path in (option.type,", "if False and Path in (option.type,"),
     ),
+    *of(
+        "cli/commands/distill",
+        "cli/diffusers_teachers",
+        ("None if options.lora.build() is None else AUTOCAST[training.precision]", "None"),
+        ("return kept or official", "return official"),
+    ),
     *of("cli/__init__", "cli/sizes", ('"ignore", message=', '"always", message=')),
     *of("cli/console/progress", "cli/folders", ("if sys.stdout is not None else None", "")),
     *of(

@@ -4,6 +4,13 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "models/half_storage",
+        "models/half_storage",
+        ("if id(p) in own - shared", "if id(p) in own"),
+        ("or weight.dtype != torch.float32", ""),
+        ("if id(weight) not in cast:", "if True:"),
+    ),
+    *of(
         "models/lora",
         "models/lora",
         ("b.double().flatten(1) @ a.double().flatten(1)", "b.flatten(1) @ a.flatten(1)"),

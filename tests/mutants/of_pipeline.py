@@ -342,7 +342,6 @@ MUTANTS = (
         "pipeline/from_diffusers/folder",
         "pipeline/from_diffusers",
         ("if (folder / part).is_dir() else folder", "if True else folder"),
-        ('return "fp16" if names and all(', 'return "fp16" if not names and all('),
         ("value[0] not in LIBRARIES", "value[0] in ()"),
     ),
     *of(
@@ -354,5 +353,34 @@ MUTANTS = (
         "pipeline/from_diffusers/texts",
         "pipeline/from_diffusers",
         ("if len(values) != len(self.family.prompts):", "if False:"),
+    ),
+    *of(
+        "pipeline/from_diffusers/weights",
+        "pipeline/from_diffusers",
+        ('return "fp16" if names and all(', 'return "fp16" if not names and all('),
+    ),
+    *of(
+        "pipeline/from_diffusers/weights",
+        "pipeline/half_teacher",
+        ("dtype if name in rounded else value.dtype", "dtype"),
+        ("value.float() if value.is_floating_point() else value", "value"),
+        ("parameter is None or threading.get_ident() != thread", "parameter is None"),
+        ("old.shape != value.shape or ", ""),
+        (" or old.is_floating_point() != value.is_floating_point()", ""),
+        ("[*missing, *wrong]", "[*missing]"),
+        ("= buffer.float()", "= buffer"),
+        ("part._buffers[leaf] = value", "pass"),
+        ("lambda state: None)(renamed)", "lambda state: None)({})"),
+    ),
+    *of(
+        "pipeline/lora_base",
+        "pipeline/half_teacher",
+        ("not torch.equal(mine.cpu(), value.to(mine.dtype))", "False"),
+        ("if rounded:", "if False:"),
+    ),
+    *of(
+        "pipeline/saving",
+        "pipeline/half_teacher",
+        ('refuse_stored(pipeline.denoiser.net, "saved")', "pass"),
     ),
 )

@@ -4,6 +4,12 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of("training/api", "training/lora_runs", ("        store_frozen([base])", "        pass")),
+    *of("training/lora_run", "training/half_teachers", ("(lora and autocast == dtype)", "lora")),
+    *of(
+        "training/api",
+        "cli/diffusers_teachers",
+        ('LoraRun(lora, "any").teacher(on_same_weights(denoiser).freeze())', "denoiser"),
+    ),
     *of(
         "training/divided",
         "training/divided",

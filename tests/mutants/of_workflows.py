@@ -184,7 +184,8 @@ MUTANTS = (
     *of(
         "workflows/memory_plan",
         "workflows/memory_plan",
-        ("size_of(base) + 2 * half if", "size_of(base) + half if"),
+        ("size_of(base) + 2 * size_of(", "size_of(base) + size_of("),
+        ("if base.cast_here for", "for"),
         ("total += size  # one momentum", "total += 2 * size"),
         ("total += 2 * size + STEP", "total += size + STEP"),
         ("p.numel() // BLOCK", "p.numel() // LEVELS // 2"),
