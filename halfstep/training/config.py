@@ -1,6 +1,6 @@
 """The options of training: optimiser, batch, averaging, checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from halfstep.config.validate import (
@@ -15,15 +15,11 @@ from halfstep.config.validate import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Validated):
-    """Optimisation, the same for every method.
+class TrainingOptions(Validated):
+    """Options of `TrainingConfig`, of which the data may decide the batch."""
 
-    Raises:
-        ConfigError: an option beyond its range.
-    """
-
-    batch_size: Count = 128
-    """Samples per update, over all processes."""
+    batch_size: Count | None = None
+    """Samples per update, over all processes; by default an eighth of the data, from 32 to 128."""
     micro_batch_size: CountOrNone = 0
     """Samples per forward and backward of one process; 0 is its whole share."""
     learning_rate: NotNegative = 3e-4
@@ -53,6 +49,24 @@ class TrainingConfig(Validated):
     """Updates between lines of metrics.jsonl, and between looks for nan."""
     seed: Seed = 0
     """All randomness is a function of it."""
+
+    def resolved(self, batch_size: int) -> "TrainingConfig":
+        """The optimisation, with this batch unless one is given."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        batch_size = batch_size if self.batch_size is None else self.batch_size
+        return TrainingConfig(**{**given, "batch_size": batch_size})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(TrainingOptions):
+    """Optimisation, the same for every method.
+
+    Raises:
+        ConfigError: an option beyond its range.
+    """
+
+    batch_size: Count = 128
+    """Samples per update, over all processes."""
 
     def rate_at(self, update: int, updates: int, highest: float | None = None) -> float:
         """The learning rate of an update; with warm-up the first one's is 0.

@@ -229,7 +229,8 @@ def _train_teacher(config: DemoConfig, data: Data, callback: ProgressCallback | 
     """The teacher of presets/digits.toml, trained into OUT/teacher."""
     out = config.folder / "teacher"
     loaded = load_preset(TrainDenoiserConfig, "digits", out=out)
-    method, training = loaded.method, replace(loaded.training, seed=config.seed)
+    method, training = loaded.resolved(len(data))
+    training = replace(training, seed=config.seed)
     if config.quick:
         method = replace(method, updates=max(1, method.updates // 10))
     fresh = fresh_pipeline(loaded.network, data, method.drop_labels > 0, training.seed)

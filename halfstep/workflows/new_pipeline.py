@@ -1,11 +1,13 @@
 """Build a pipeline with a fresh network for some data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
 from halfstep.batch import Cond
+from halfstep.config import JsonObject
 from halfstep.config.validate import NotNegative, Validated
 from halfstep.data import Data, Dataset, Latents
 from halfstep.diffusion.denoiser import Denoiser, NetTime, TimeFactor
@@ -17,6 +19,7 @@ from halfstep.pipeline import Pipeline, schedule_from
 from halfstep.pipeline.conditioning import defaults_of, STATES
 from halfstep.rng import fork_rng, key
 from halfstep.schema import literals
+from halfstep.workflows.default_sizes import completed
 from halfstep.workflows.locate import codec_of
 
 
@@ -27,7 +30,8 @@ class NetworkOptions(Validated):
     net: str = "uvit"
     """uvit, unet, dit, mlp, or package.module:function of your own."""
     net_config: dict[str, str] = field(default_factory=dict)
-    """The network's own options, as NAME VALUE pairs: embed_dim 64 depth 4."""
+    """The network's own options, as NAME VALUE pairs: embed_dim 64 depth 4. A U-ViT's sizes follow from the
+    data."""
     labels: bool = False
     """Condition on the data's labels."""
     texts: bool = False
@@ -87,8 +91,12 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         text_shape=None if states is None else (states.shape[1], states.shape[2]),
         text_widths={} if null is None else {k: v.shape[-1] for k, v in null.added.items()},
     )
+    given = literals(network.net_config)
+    _refuse_other_size(given, config, data.shape)
+    if network.net == "uvit":
+        given = completed(given, data.shape, len(data))
     with fork_rng(key(seed, 0)):
-        net = build(network.net, {**config, **literals(network.net_config)})
+        net = build(network.net, {**config, **given})
     time = NetTime(network.time_of, network.time_scale, network.time_offset)
     schedule = {"name": network.noise_schedule, **literals(network.schedule_config)}
     return Pipeline(
@@ -100,6 +108,18 @@ def fresh_pipeline(network: NetworkOptions, data: Data, guided: bool, seed: int)
         codec=codec,
         **({} if null is None else _read_texts(net, null)),
     )
+
+
+def _refuse_other_size(given: JsonObject, config: JsonObject, shape: Sequence[int]) -> None:
+    """`ConfigError` for a network of another size than the data."""
+    for name in ("img_size", "sample_size"):
+        if name in given and name in config and given[name] != config[name]:
+            sides = " x ".join(map(str, shape[1:]))
+            size = given[name] if isinstance(given[name], int) else shape[-1]
+            raise ConfigError(
+                f"--net-config {name} {given[name]} is another size than that of the data, {sides}: add "
+                f"--size {size}, or leave {name} out"
+            )
 
 
 def _read_texts(net: nn.Module, null: Cond) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 
 from halfstep.data import Data
-from halfstep.methods.diffusion.denoising import Denoising
+from halfstep.methods.diffusion.denoising import Denoising, DenoisingOptions
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.training import TrainingConfig
 from halfstep.training.api import train
+from halfstep.training.config import TrainingOptions
 from halfstep.training.stages import RunOptions
+from halfstep.workflows.default_sizes import default_batch, default_updates
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import DataOptions, SampledOptions, ShardOptions
 from halfstep.workflows.run_options import run_options_of
@@ -21,25 +23,35 @@ class TrainDenoiserConfig:
     folder: SampledOptions
     dataset: DataOptions
     network: NetworkOptions = field(default_factory=NetworkOptions)
-    method: Denoising = field(default_factory=Denoising)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    method: DenoisingOptions = field(default_factory=DenoisingOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
     memory: ShardOptions = field(default_factory=ShardOptions)
+
+    def resolved(self, n: int) -> tuple[Denoising, TrainingConfig]:
+        """Method and optimisation, with the updates and batch that n samples need where none are given."""
+        training = self.training.resolved(default_batch(n))
+        return self.method.resolved(default_updates(n, training.batch_size)), training
 
 
 @dataclass(frozen=True)
 class DenoiserRun:
-    """A teacher that is ready for training; nothing is written yet."""
+    """A teacher that is ready for training; nothing is written yet.
+
+    method, training  with the updates and the batch that fit the data, unless the config has its own
+    """
 
     config: TrainDenoiserConfig
     data: Data
     pipeline: Pipeline
+    method: Denoising
+    training: TrainingConfig
 
     def run(self, job: RunOptions | None = None) -> Pipeline:
         """Train the teacher into the run folder; returns it."""
         folder = self.config.folder
         return train(
-            self.pipeline, self.data, folder.out, method=self.config.method,
-            training=self.config.training, job=job or run_options_of(self.config),
+            self.pipeline, self.data, folder.out, method=self.method, training=self.training,
+            job=job or run_options_of(self.config),
         )  # fmt: skip
 
 
@@ -55,6 +67,7 @@ def prepare_denoiser(config: TrainDenoiserConfig, *, progress: Progress = SILENT
         DataError: data that cannot be read.
     """
     config.folder.check()
-    data, method = config.dataset.load(progress), config.method
-    pipeline = fresh_pipeline(config.network, data, method.drop_labels > 0, config.training.seed)
-    return DenoiserRun(config, data, pipeline)
+    data = config.dataset.load(progress)
+    method, training = config.resolved(len(data))
+    pipeline = fresh_pipeline(config.network, data, method.drop_labels > 0, training.seed)
+    return DenoiserRun(config, data, pipeline, method, training)

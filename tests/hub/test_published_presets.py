@@ -33,8 +33,7 @@ def preset_config(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_presets_ask_for_the_published_recipes(name):
     options, published = preset_config(name), PUBLISHED[name]
-    assert options.method == published.method
-    assert options.training == published.training
+    assert options.resolved(n=1) == (published.method, published.training)
     # Of latents the mirror image is encoded beforehand.
     assert options.dataset.flip == (published.flip and name not in LATENT)
     assert options.dataset.size == (None if name in LATENT else published.size)

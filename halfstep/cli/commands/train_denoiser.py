@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         return plan_only(console, config, prepared.run)
     say(console, "network", describe(prepared.pipeline))
     say(console, "data", describe_data(config.dataset, prepared.data))
-    say(console, "updates", updates_on(config.method.updates, config.training, folder.device))
+    say(console, "updates", updates_on(prepared.method.updates, prepared.training, folder.device))
     with run_context(folder, config, console) as job:
         prepared.run(job)
     _print(console, config)

@@ -1,7 +1,7 @@
 """Teacher training: denoise data that was noised to a random time (Ho et al. 2020; Kingma et al. 2021)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,15 +27,11 @@ from halfstep.rng import Draw, Uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising(Validated, Method):
-    """Train a teacher from data.
+class DenoisingOptions(Validated):
+    """Options of `Denoising`, of which the data may decide the updates."""
 
-    Raises:
-        ConfigError: an unknown weight, or options beyond their range.
-    """
-
-    updates: Updates = 100_000
-    """Optimiser updates."""
+    updates: Updates | None = None
+    """Optimiser updates; by default 200 passes over the data, from 2,000 to 300,000."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
     levels: CountOrNone = 0
@@ -47,6 +43,23 @@ class Denoising(Validated, Method):
         super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise unknown("weighting", self.weighting, WEIGHTINGS)
+
+    def resolved(self, updates: int) -> "Denoising":
+        """The method, with these updates unless some are given."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Denoising(**{**given, "updates": updates if self.updates is None else self.updates})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(DenoisingOptions, Method):
+    """Train a teacher from data.
+
+    Raises:
+        ConfigError: an unknown weight, or options beyond their range.
+    """
+
+    updates: Updates = 100_000
+    """Optimiser updates."""
 
     def plan(self, model: PipelineLike) -> list[StagePlan]:
         """One stage: the model itself, which becomes a teacher.

@@ -15,9 +15,11 @@ def refuse_sides(
                 f"{name} is a whole number from 1, got {value!r}: write for example 4"
             )
     if height % patch or width % patch:
+        side = max(round(height / patch), 1) * patch
         raise ConfigError(
-            f"an image of {height} x {width} cannot be cut into patches of {patch} x {patch}: "
-            "choose a patch_size that divides it, such as 2 (command line: --net-config patch_size 2)"
+            f"img_size {height} x {width} cannot be cut into patches of {patch} x {patch}: add "
+            f"--size {side}, or choose a patch_size that divides it (--net-config patch_size "
+            f"{_divisor(height, width, patch)})"
         )
     if depth % 2:
         raise ConfigError(
@@ -30,6 +32,11 @@ def refuse_sides(
             f"embed_dim {embed_dim} cannot be split among {heads} heads: choose num_heads that "
             "divides it"
         )
+
+
+def _divisor(height: int, width: int, patch: int) -> int:
+    """The largest patch that divides both sides and is smaller."""
+    return next(p for p in range(min(patch, height, width), 0, -1) if not (height % p or width % p))
 
 
 def refuse_conditions(num_classes: int, clip_dim: int | None, num_clip_token: int) -> None:
