@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 import halfstep.cli
 from halfstep.cli import main
+from halfstep.cli.commands.completion import CompletionOptions
 from halfstep.cli.commands.distill import options_for
 from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.commands.report import Report
+from halfstep.cli.commands.runs import RunsOptions
 from halfstep.config.fields import options_of
 from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.demo import DemoConfig
@@ -101,6 +103,8 @@ VERBS = [
     }, "digits"),
     Verb("evaluate", Evaluate, JUDGED, "students", copied=True),
     Verb("report", Report, {}, "students", copied=True),
+    Verb("runs", RunsOptions, {}, "students"),
+    Verb("completion", CompletionOptions, {}, "students"),
     Verb("compress", CompressConfig, {**JUDGED, "prune": "0.5"}, "students", copied=True),
     Verb("export", ExportConfig, {"out": "out"}, "students"),
     Verb("grid", GridConfig, {"steps": "4"}, "scheduler"),
