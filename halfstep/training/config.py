@@ -16,7 +16,7 @@ from halfstep.config.validate import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Validated):
-    """Options of `TrainingConfig`, of which the data may decide the batch."""
+    """Options of `TrainingConfig`; the data decide a batch that is not given."""
 
     batch_size: Count | None = None
     """Samples per update, over all processes; by default an eighth of the data, from 32 to 128."""

@@ -28,7 +28,7 @@ from halfstep.rng import Draw, Uniform
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingOptions(Validated):
-    """Options of `Denoising`, of which the data may decide the updates."""
+    """Options of `Denoising`; the data decide updates that are not given."""
 
     updates: Updates | None = None
     """Optimiser updates; by default 200 passes over the data, from 2,000 to 300,000."""
