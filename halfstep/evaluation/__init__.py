@@ -5,7 +5,8 @@ from halfstep.evaluation.features.cache import data_features
 from halfstep.evaluation.features.registry import classifier_features, digits_features, Features
 from halfstep.evaluation.gate import Gate
 from halfstep.evaluation.metrics.bootstrap import Interval
-from halfstep.evaluation.metrics.distances import frechet_distance, sampling_floor
+from halfstep.evaluation.metrics.distances import frechet_distance
+from halfstep.evaluation.metrics.floor import sampling_floor
 from halfstep.evaluation.report_data import Report, Row
 from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.sample_sets import SampleScorer, Score

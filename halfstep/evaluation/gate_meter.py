@@ -220,7 +220,7 @@ class AgainstTeacher:
             student, student.sampler, network.steps, n=n, progress=progress
         )
         assert self._reference is not None
-        strata = max(len(student.class_names), 1)
         return raw_frechet_ratio(
-            self._reference, samples.features, self._features[n], block=self.scorer.n, strata=strata
-        )
+            self._reference, samples.features, self._features[n],
+            block=self.scorer.n, strata=self.scorer.classes,
+        )  # fmt: skip

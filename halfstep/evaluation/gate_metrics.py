@@ -26,7 +26,13 @@ from halfstep.evaluation.gate_meter import (
 from halfstep.evaluation.guided_comparison import table_scales
 from halfstep.evaluation.sample_cache import identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
-from halfstep.evaluation.scorer import captions_of, real_images, scorer_for
+from halfstep.evaluation.scorer import (
+    captions_of,
+    classes_in_turn,
+    real_images,
+    real_labels,
+    scorer_for,
+)
 from halfstep.evaluation.setups import Evaluation
 from halfstep.files import cache_folder
 from halfstep.pipeline import Pipeline
@@ -92,7 +98,10 @@ class DataRatio:
             with inputs.showing("decoding latents") as progress:
                 real = real_images(real, inputs.teacher, progress=progress)
         config = Evaluation(samples=inputs.samples, seed=inputs.seed)
-        scorer = scorer_for(inputs.features, real, config, captions=inputs.captions)
+        scorer = scorer_for(
+            inputs.features, real, config, inputs.captions,
+            teacher=inputs.teacher, labels=real_labels(inputs.data),
+        )  # fmt: skip
         return inputs.meter([AgainstData(scorer, inputs.source, inputs.full_steps)])
 
 
@@ -142,7 +151,8 @@ class GuidedTeacherRatio(Validated):
         """
         empty = torch.empty(0)
         scorer = SampleScorer(
-            inputs.features, empty, empty[:, None], inputs.samples, inputs.seed, captions=inputs.captions
+            inputs.features, empty, empty[:, None], inputs.samples, inputs.seed, captions=inputs.captions,
+            classes=classes_in_turn(inputs.teacher, inputs.captions),
         )  # fmt: skip
         name, cache = identity(inputs.teacher), cache or cache_folder()
 

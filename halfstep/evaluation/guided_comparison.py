@@ -23,6 +23,7 @@ from halfstep.evaluation.report_data import GuidedReference, GuidedRow, GuidedTa
 from halfstep.evaluation.row_metrics import bytes_of
 from halfstep.evaluation.sample_cache import chunks, identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer
+from halfstep.evaluation.scorer import classes_in_turn
 from halfstep.evaluation.setups import Candidates, chosen_counts, Evaluation, plural, steps_of
 from halfstep.files import cache_folder
 from halfstep.pipeline import Pipeline
@@ -193,7 +194,7 @@ def _rows(
     """The teacher's row at this scale, and each student's."""
     reference = at.reference.features(scorer.n, progress=progress)
     features, squares = _sampled(at.samples, scorer.n, progress)
-    strata = 1 if scorer.captions else max(len(candidates.teacher.class_names), 1)
+    strata = classes_in_turn(candidates.teacher, scorer.captions)
     has_classes = scorer.features.head is not None
     for k, (setup, fake) in enumerate(zip(candidates.setups, features, strict=True)):
         role: Literal["teacher", "student"] = "student" if k else "teacher"

@@ -3,8 +3,8 @@
 All rows have the same noise, features and number of samples; every number has an interval.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from halfstep.evaluation.setups import (
     teacher_setups,
     TIMED,
 )
+from halfstep.evaluation.standing import BestBaseline
+from halfstep.evaluation.verdicts import nearest
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
 from halfstep.progress import expected, Progress, SILENT
@@ -36,11 +38,15 @@ from halfstep.progress import expected, Progress, SILENT
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """The teacher's rows, their setups, and the samples at full steps."""
+    """The teacher's rows, their setups, and the samples at full steps.
+
+    features  of the samples of the baselines that are best with at most some number of calls, by name
+    """
 
     rows: Sequence[Row]
     setups: Sequence[Setup]
     full: SampleSet
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,14 @@ def _teacher_rows(
     first, *baselines = setups
     full = scorer.sample(*first.sampling, progress=progress)
     rows = [row(first, full, scorer, config.metrics)]
+    features = dict[str, Tensor]()
     for setup in baselines:
         samples = scorer.sample(*setup.sampling, progress=progress)
         rows.append(row(setup, samples, scorer, config.metrics, full))
-    return TeacherRows(rows, setups, full)
+        features[setup.name] = samples.features
+        best = {other.name for done in rows[1:] for other in nearest(rows[1:], done.calls)}
+        features = {name: known for name, known in features.items() if name in best}
+    return TeacherRows(rows, setups, full, features)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ class Comparison:
                     split=self._split(steps),
                     memorisation=memorisation_of(samples, held_out, scorer),
                     compressed=as_trained(pipeline, setup.name) if smaller else None,
+                    baseline=self._baseline(teacher_rows, result.calls, samples),
                 )
                 images.append((plural(steps), samples.images))
                 students[steps] = samples
@@ -160,6 +171,16 @@ class Comparison:
                 result = replace(result, network=setup.network, student_ratio=over)
             rows.append(result)
         return rows, images
+
+    def _baseline(
+        self, teacher_rows: TeacherRows, calls: int, samples: SampleSet
+    ) -> BestBaseline | None:
+        """The best baseline with at most so many calls, and the student's distance over its own."""
+        names = tuple(other.name for other in nearest(teacher_rows.rows[1:], calls))
+        if not names:
+            return None
+        other = SampleSet(samples.images, teacher_rows.features[names[0]], 0.0)
+        return BestBaseline(names, self.scorer.ratio(samples, other))
 
     def _with_cost(
         self, rows: Sequence[Row], setups: Sequence[Setup], progress: Progress

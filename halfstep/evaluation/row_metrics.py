@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfstep.evaluation.metrics.bootstrap import basic_bootstrap
+from halfstep.evaluation.metrics.bootstrap import basic_bootstrap, Interval
 from halfstep.evaluation.metrics.cost import calls_of
 from halfstep.evaluation.metrics.distance_bootstrap import (
     frechet_interval,
@@ -58,20 +58,29 @@ def row(
 
 def _distances(samples: SampleSet, scorer: SampleScorer, metrics: Collection[str]) -> Distances:
     real, few, fake = scorer.real_features, scorer.real_few, samples.features
-    distances = Distances(frechet_distance=raw_frechet_interval(real, fake))
+    strata = scorer.classes
+    distances = Distances(frechet_distance=raw_frechet_interval(real, fake, strata=strata))
     if min(len(real), len(fake)) >= ROWS_A_FEATURE * real.shape[1]:
-        truth = frechet_interval(real, fake)
-        unbiased = replace(truth, value=(truth.low + truth.high) / 2)
+        truth = frechet_interval(real, fake, strata=strata)
+        middle = max((truth.low + truth.high) / 2, 0.0)
+        unbiased = not_negative(replace(truth, value=middle))
         distances = replace(distances, frechet_unbiased=unbiased)
     if "kernel" in metrics:
-        distances = replace(distances, kernel_distance=kernel_interval(few, fake))
+        kernel = not_negative(kernel_interval(few, fake, strata=strata))
+        distances = replace(distances, kernel_distance=kernel)
     if "inception" in metrics and scorer.features.head is not None:
-        score = basic_bootstrap(inception_score, scorer.features.probabilities(fake))
+        probabilities = scorer.features.probabilities(fake)
+        score = basic_bootstrap(inception_score, probabilities, strata=strata)
         distances = replace(distances, inception_score=score)
     if "precision-recall" in metrics:
         precision, recall = precision_recall_intervals(few, fake, neighbours=scorer.real_neighbours)
         distances = replace(distances, precision=precision, recall=recall)
     return distances
+
+
+def not_negative(interval: Interval) -> Interval:
+    """The interval without the part below 0, where the true squared distance cannot lie."""
+    return replace(interval, low=max(interval.low, 0.0), high=max(interval.high, 0.0))
 
 
 def drift_of(full: SampleSet, samples: SampleSet) -> tuple[Drift, ...] | None:

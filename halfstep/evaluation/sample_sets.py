@@ -16,7 +16,8 @@ from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
-from halfstep.evaluation.metrics.distances import frechet_distance, sampling_floor
+from halfstep.evaluation.metrics.distances import frechet_distance
+from halfstep.evaluation.metrics.floor import sampling_floor
 from halfstep.evaluation.metrics.precision_recall_bootstrap import Neighbours
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
@@ -69,6 +70,8 @@ class SampleScorer:
     n, seed         number of samples and seed of their noise, the same for every row
     batch           images per network call
     captions        function from sample numbers, int64 [B], to the conditions of their texts
+    classes         number of classes that the samples take in turn; 1 if they take none, or by chance
+    labels          class of each real row, int64 [N], -1 if unknown; None if all are
     guidance_scale  guidance scale of all samples
     division        divides samples and features among processes, which share the features and networks
     """
@@ -80,6 +83,8 @@ class SampleScorer:
     seed: int = 0
     batch: int = 256
     captions: Callable[[Tensor], Cond] | None = None
+    classes: int = 1
+    labels: Tensor | None = None
     guidance_scale: float = 1.0
     division: Division = ALONE
     real_features: Tensor = field(init=False)
@@ -92,8 +97,9 @@ class SampleScorer:
 
     @property
     def floor(self) -> float:
-        """Expected Fréchet distance of n perfect samples."""
-        return sampling_floor(self.real_features, self.n)
+        """Expected Fréchet distance of n perfect samples, of classes in turn if the samples are."""
+        labels = self.labels if self.classes > 1 else None
+        return sampling_floor(self.real_features, self.n, labels=labels)
 
     @property
     def real_few(self) -> Tensor:
@@ -194,6 +200,7 @@ class SampleScorer:
             samples.features[:n],
             teacher.features[:n],
             block=self.n,
+            strata=self.classes,
             level=level,
         )
 

@@ -70,13 +70,25 @@ def real_images(
         raise ConfigError(
             "the data are latents and the teacher has no codec to decode them: give images as --data"
         )
-    count = min(len(data), MOST_DECODED)
-    progress.note(f"decoding {count:,} of {len(data):,} latents")
-    rows = torch.arange(count) * len(data) // count  # spread over all: folders go class by class
+    rows = _decoded_rows(data)
+    progress.note(f"decoding {len(rows):,} of {len(data):,} latents")
     parts = rows.split(64)
     progress.expect(len(parts))
     latents = (data.batch(part).x0 for part in parts)
     return torch.cat(list(division.map(partial(_decoded, teacher), latents, progress)))
+
+
+def real_labels(data: Data) -> Tensor | None:
+    """The class of each of `real_images`."""
+    if isinstance(data, NoData) or data.labels is None:
+        return None
+    return data.labels[_decoded_rows(data)] if isinstance(data, Latents) else data.labels
+
+
+def _decoded_rows(data: Latents) -> Tensor:
+    """Rows that are spread over all, as folders go class by class."""
+    count = min(len(data), MOST_DECODED)
+    return torch.arange(count) * len(data) // count
 
 
 def _decoded(teacher: Pipeline, latents: Tensor, progress: Progress) -> Tensor:
@@ -112,10 +124,19 @@ def scorer_for(
     config: Evaluation,
     captions: Callable[[Tensor], Cond] | None = None,
     division: Division = ALONE,
+    *,
+    teacher: Pipeline | None = None,
+    labels: Tensor | None = None,
 ) -> SampleScorer:
-    """A scorer against these data, whose features are cached on disk."""
+    """A scorer against these data, whose features are cached on disk.
+
+    teacher  its samples, and those of its students, take its classes in turn, if it has any and no captions
+    labels   class of each real image; by default those of the data
+    """
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     refuse_samples(max(config.samples, config.split_samples), real.shape[1:])
+    if labels is None and not isinstance(data, Tensor):
+        labels = real_labels(data)
     return SampleScorer(
         features,
         real,
@@ -123,6 +144,13 @@ def scorer_for(
         n=config.samples,
         seed=config.seed,
         captions=captions,
+        classes=classes_in_turn(teacher, captions),
+        labels=labels,
         guidance_scale=config.scale,
         division=division,
     )
+
+
+def classes_in_turn(teacher: Pipeline | None, captions: Callable[[Tensor], Cond] | None) -> int:
+    """The number of classes that samples of a teacher take in turn; 1 without classes, and with captions."""
+    return 1 if teacher is None or captions else max(len(teacher.class_names), 1)

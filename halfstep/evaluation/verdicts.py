@@ -1,6 +1,7 @@
 """Decide on each student: is it good enough, and is it better than the undistilled teacher?"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -160,9 +161,9 @@ def _multiple(floor: float, distance: float, samples: int, real: int) -> float |
 # ---- better than the undistilled teacher
 
 
-def baselines(report: Report, limit: int) -> list[Row]:
+def nearest(baselines: Sequence[Row], limit: int) -> list[Row]:
     """The baselines nearest to the data with at most `limit` network calls: several if they tie."""
-    fitting = [row for row in report.rows_of("baseline") if row.calls <= limit]
+    fitting = [row for row in baselines if row.calls <= limit]
     least = min((row.distances.frechet_distance.value for row in fitting), default=0.0)
     tied = [
         row
@@ -176,7 +177,7 @@ def best_baseline(report: Report, row: Row) -> BestBaseline | None:
     """The best baseline as measured; else its name with a ratio from the rows; None without a baseline."""
     if row.baseline is not None:
         return row.baseline
-    if not (tied := baselines(report, row.calls)):
+    if not (tied := nearest(report.rows_of("baseline"), row.calls)):
         return None
     return BestBaseline(tuple(other.name for other in tied), _unpaired(row, tied[0]))
 

@@ -274,7 +274,7 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
     report = report_on(
         Comparison(
             Candidates(teacher, [student], data, variants=variants),
-            scorer_for(features, data, evaluation), evaluation,
+            scorer_for(features, data, evaluation, teacher=teacher), evaluation,
         ),
         provenance=provenance(environment(str(device)), []),
         run=RunSummary(folder=files.name_of(config.out)), guided=False, progress=progress,

@@ -160,7 +160,7 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
         samples=config.samples, full=FULL, counts=COUNTS, shown=SHOWN, cost_rounds=2
     )
     made = replace(loaded, method=method, training=training)
-    scorer = scorer_for(digits_features(), data, evaluation)
+    scorer = scorer_for(digits_features(), data, evaluation, teacher=teacher)
     return Demo(config, data, teacher, made, evaluation, scorer)
 
 

@@ -88,7 +88,7 @@ class GuidedDemo:
             config,
             Comparison(
                 Candidates(self.teacher, students, self.data),
-                scorer_for(digits_features(), self.data, evaluation),
+                scorer_for(digits_features(), self.data, evaluation, teacher=self.teacher),
                 evaluation,
             ),
             options=flat(self.preset),

@@ -20,6 +20,7 @@ from halfstep.evaluation.scorer import (
     chosen_features,
     load_features,
     real_images,
+    real_labels,
     scorer_for,
 )
 from halfstep.evaluation.setups import Candidates, Evaluation, OtherSize, refuse_sampler
@@ -178,7 +179,9 @@ def _comparison(
     for sentence in candidates.left_out(config):
         progress.note(sentence)
     captions = captions_of(data, teacher)
-    scorer = scorer_for(network, real, config, captions=captions, division=division)
+    scorer = scorer_for(
+        network, real, config, captions, division, teacher=teacher, labels=real_labels(data)
+    )
     return Comparison(candidates, scorer, config)
 
 

@@ -16,10 +16,11 @@ from halfstep.diffusion.schedules import Cosine
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, Features, SampleScorer
-from halfstep.evaluation.metrics.distance_bootstrap import kernel_interval
+from halfstep.evaluation.metrics.distance_bootstrap import kernel_interval, raw_frechet_ratio
 from halfstep.evaluation.metrics.fidelity import grid_cost, learning_error, worst_pairs
 from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
-from halfstep.evaluation.report_rows import teacher_rows
+from halfstep.evaluation.report_rows import Comparison, teacher_rows
+from halfstep.evaluation.row_metrics import not_negative
 from halfstep.evaluation.setups import most_steps, TIMED
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
@@ -242,7 +243,9 @@ def test_what_costs_n_squared_sees_as_many_real_images_as_samples(data):
     candidates = Candidates(pipeline(), [], data)
     config = replace(CONFIG, samples=25, full=2, cost_rounds=0)
     row = gather(candidates, scorer, config)[0]["rows"][0]["distances"]
-    assert row["kernel_distance"] == plain(kernel_interval(scorer.real_few, samples.features))
+    assert row["kernel_distance"] == plain(
+        not_negative(kernel_interval(scorer.real_few, samples.features))
+    )
     both = precision_recall_intervals(scorer.real_few, samples.features)
     assert [row["precision"], row["recall"]] == [plain(interval) for interval in both]
 
@@ -294,3 +297,23 @@ def test_metrics_can_be_left_out(candidates, data):
         assert not any(row["distances"][k] for k in ("precision", "recall", "inception_score"))
         assert row["split"] is row["cost"] is None
     assert [row["steps"] for row in rows if row["role"] == "student"] == [2]
+
+
+def test_a_student_is_compared_with_the_best_baseline_of_the_same_noise(data):
+    """By hand: the baseline of the lowest distance in not more calls, in pairs."""
+    scorer, config = image_scorer(data), replace(BRIEF, counts=(4, 2))
+    candidates = Candidates(pipeline(), students(4, 2), data)
+    parts = Comparison(candidates, scorer, config).measure()
+    baselines = [row for row in parts.rows if row.role == "baseline"]
+    for row in (row for row in parts.rows if row.role == "student"):
+        fitting = [other for other in baselines if other.calls <= row.calls]
+        least = min(other.distances.frechet_distance.value for other in fitting)
+        tied = [other for other in fitting if other.distances.frechet_distance.value == least]
+        assert set(row.baseline.names) == {other.name for other in tied}
+        student = next(s for s in candidates.students if len(s.times[0]) - 1 == row.steps)
+        made = scorer.sample(student, "ddim", row.steps)
+        best = scorer.sample(pipeline(), tied[0].sampler, tied[0].steps)
+        expected = raw_frechet_ratio(scorer.real_features, made.features, best.features)
+        assert row.baseline.ratio == expected
+    [alone] = [row.baseline for row in parts.rows if row.role == "teacher"]
+    assert alone is None

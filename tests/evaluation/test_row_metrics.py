@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from halfstep.evaluation import Features, SampleScorer
-from halfstep.evaluation.metrics.distances import sampling_floor
+from halfstep.evaluation.metrics.floor import sampling_floor
 from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
 from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row as row_of, sheets
 from halfstep.evaluation.sample_sets import SampleSet

@@ -5,7 +5,7 @@ seed and the numbers of rows alone.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,14 @@ def basic_bootstrap(
     resamples: int = 200,
     level: float = 0.95,
     seed: int = 0,
+    strata: int = 1,
 ) -> Interval:
     """The basic bootstrap interval 2v - q of a statistic (Davison & Hinkley 1997, eq. 5.6).
 
     statistic  function of one tensor per sample, in order (those of a tuple one after another)
     samples    rows [n, ...]; independent samples are separate arguments, and a tuple holds samples of the
                same noise, whose rows are drawn together in pairs
+    strata     number of classes, for samples with cyclic labels (see `resampled_rows`)
 
     A bootstrap sample's distance is biased once more than the sample's own, so percentiles q of the
     resampled distances miss the truth by twice the bias; 2v - q removes it instead.  Not for nearest
@@ -63,22 +65,28 @@ def basic_bootstrap(
         statistic(
             *(x[at.to(x.device)] for group, at in zip(groups, rows, strict=True) for x in group)
         )
-        for rows in resampled_rows(sizes, resamples, level, seed)
+        for rows in resampled_rows(sizes, resamples, level, seed, strata=strata)
     ]
     return basic(value, draws, level)
 
 
 def resampled_rows(
-    sizes: list[int], resamples: int, level: float, seed: int, *, strata: int = 1
+    sizes: list[int],
+    resamples: int,
+    level: float,
+    seed: int,
+    *,
+    strata: int | Sequence[int] = 1,
 ) -> Iterator[list[Tensor]]:
     """Draw row numbers with replacement, one tensor per sample, `resamples` times.
 
     strata  row k is replaced by one of the rows k + i * strata.  With the number of classes, every resample
-            of samples with cyclic labels keeps the number of each class
+            of samples with cyclic labels keeps the number of each class.  One number, or one for each sample
     """
     generator = seeded(resamples, level, seed)
+    each = [strata] * len(sizes) if isinstance(strata, int) else strata
     for _ in range(resamples):
-        yield [_rows(n, min(strata, n), generator) for n in sizes]
+        yield [_rows(n, min(k, n), generator) for n, k in zip(sizes, each, strict=True)]
 
 
 def _rows(n: int, strata: int, generator: torch.Generator) -> Tensor:

@@ -87,24 +87,40 @@ def kernel_distance(
 
 
 def kernel_form(
-    real: Tensor, fake: Tensor, count: Tensor, other: Tensor, *, biased: bool = False
+    real: Tensor,
+    fake: Tensor,
+    count: Tensor,
+    other: Tensor,
+    *,
+    biased: bool = False,
+    strata: int = 1,
 ) -> Tensor:
     """`kernel_distance` of weighted rows, for S sets of weights at once: [S].
 
     count, other  the weight of each row, float [S, n], [S, m]
+    strata        number of classes of fake rows with cyclic labels.  Of such rows fewer pairs are of one
+                  class than of two independent samples, so those pairs get the weight that they lack
 
     Unbiased: no row is compared with itself or its copies.
     """
 
-    def within(x: Tensor, w: Tensor) -> Tensor:
+    def within(x: Tensor, w: Tensor, strata: int = 1) -> Tensor:
         whole, among = _sums(x, x, w, w), w.sum(1).square()
         if biased:
             return whole / among
         diagonal = (x.square().sum(1) / x.shape[1] + 1) ** 3
-        return (whole - w.square() @ diagonal) / (among - w.square().sum(1))
+        if strata == 1:
+            return (whole - w.square() @ diagonal) / (among - w.square().sum(1))
+        for k in range(min(strata, len(x))):
+            part, v = x[k::strata], w[:, k::strata]
+            own, pairs = _sums(part, part, v, v), v.sum(1).square() - v.square().sum(1)
+            apart = (own - v.square() @ diagonal[k::strata]) / pairs.clamp(min=1)
+            # a class with a single row has no pair, and its row stands for it
+            whole += torch.where(pairs > 0, v.sum(1).square() * apart, own) - own
+        return whole / among
 
     between = _sums(real, fake, count, other) / (count.sum(1) * other.sum(1))
-    return within(real, count) + within(fake, other) - 2 * between
+    return within(real, count) + within(fake, other, strata) - 2 * between
 
 
 def _sums(x: Tensor, y: Tensor, wx: Tensor, wy: Tensor) -> Tensor:
@@ -178,23 +194,6 @@ def square_distances(x: Tensor, y: Tensor) -> Tensor:
     scale = x.square().sum(1, keepdim=True) + y.square().sum(1)
     apart = scale - 2 * x @ y.T
     return apart.where(apart > 1e-12 * scale, 0.0)
-
-
-def sampling_floor(real: Tensor, n: int, *, splits: int = 8, seed: int = 0) -> float:
-    """The expected `frechet_distance` of n perfect samples to `real`, which is its bias.
-
-    The mean distance between random halves of the real features, scaled from the halves' (2/h) to
-    (1/n + 1/len(real)): the bias is proportional to that to first order.
-    """
-    if n < 1 or len(real) < 4:
-        raise DataError(f"a floor needs n of at least 1 and 4 real rows, got {n} and {len(real)}")
-    half = len(real) // 2
-    generator = torch.Generator().manual_seed(seed)
-    total = 0.0
-    for _ in range(splits):
-        order = torch.randperm(len(real), generator=generator)
-        total += frechet_distance(real[order[:half]], real[order[half : 2 * half]])
-    return total / splits * (1 / n + 1 / len(real)) / (2 / half)
 
 
 def checked(real: Tensor, fake: Tensor, *, least: int = 2) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The Fréchet distance and its sampling floor, by closed forms and a second implementation."""
 
 import math
-from itertools import count
 
 import numpy as np
 import pytest
@@ -9,10 +8,7 @@ import scipy.linalg
 import torch
 
 from halfstep.errors import DataError
-from halfstep.evaluation import (
-    frechet_distance,
-    sampling_floor,
-)
+from halfstep.evaluation import frechet_distance
 from tests.support.denoisers import seeded
 
 
@@ -96,28 +92,3 @@ def test_features_that_are_no_numbers_are_refused(bad):
     y[4, 1] = bad
     with pytest.raises(DataError, match="nan or infinite"):
         frechet_distance(x, y)
-
-
-@pytest.mark.parametrize("real, n", [(1800, 600), (600, 2000)])
-def test_the_floor_is_what_perfect_samples_score(real, n):
-    """A Gaussian's own samples, drawn afresh, against the estimate from the real ones alone."""
-    draws = count(10)
-    truth = []
-    for _ in range(12):
-        rows = torch.randn(real + n, 8, generator=seeded(next(draws)), dtype=torch.float64)
-        truth.append(frechet_distance(rows[:real], rows[real:]))
-    floor = sampling_floor(torch.randn(real, 8, generator=seeded(1), dtype=torch.float64), n)
-    assert floor == pytest.approx(sum(truth) / len(truth), rel=0.2)
-
-
-def test_the_floor_falls_with_more_samples_and_repeats_itself():
-    real = torch.randn(400, 5, generator=seeded(2))
-    assert sampling_floor(real, 4000) < sampling_floor(real, 400) < sampling_floor(real, 40)
-    assert sampling_floor(real, 100) == sampling_floor(real, 100)
-    assert sampling_floor(real, 100, seed=1) != sampling_floor(real, 100)
-
-
-@pytest.mark.parametrize("rows, n", [(3, 10), (10, 0)])
-def test_a_floor_needs_rows(rows, n):
-    with pytest.raises(DataError, match="a floor needs"):
-        sampling_floor(torch.zeros(rows, 2), n)

@@ -1,0 +1,104 @@
+"""The sampling floor: what a simulation of perfect samples scores, of classes by chance and in turn."""
+
+from itertools import count
+
+import pytest
+import torch
+
+from halfstep.errors import DataError
+from halfstep.evaluation import frechet_distance, sampling_floor
+from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval
+from tests.support.denoisers import seeded
+
+SIZE = 6
+MEANS = 4 * torch.randn(3, SIZE, generator=seeded(9), dtype=torch.float64)
+
+
+def of(labels, seed):
+    """Perfect features of these classes."""
+    return MEANS[labels] + torch.randn(
+        len(labels), SIZE, generator=seeded(seed), dtype=torch.float64
+    )
+
+
+def in_turn(n, seed):
+    return of(torch.arange(n) % 3, seed)
+
+
+def drawn(shares, n, seed):
+    return torch.multinomial(torch.tensor(shares), n, replacement=True, generator=seeded(seed))
+
+
+@pytest.mark.parametrize("real, n", [(1800, 600), (600, 2000), (600, 12)])
+def test_the_floor_is_what_perfect_samples_score(real, n):
+    """A Gaussian's own samples, drawn afresh, against the estimate from the real ones alone."""
+    draws = count(10)
+    truth = []
+    for _ in range(12):
+        rows = torch.randn(real + n, 8, generator=seeded(next(draws)), dtype=torch.float64)
+        truth.append(frechet_distance(rows[:real], rows[real:]))
+    floor = sampling_floor(torch.randn(real, 8, generator=seeded(1), dtype=torch.float64), n)
+    assert floor == pytest.approx(sum(truth) / len(truth), rel=0.2)
+
+
+def test_the_floor_falls_with_more_samples_and_repeats_itself():
+    real = torch.randn(400, 5, generator=seeded(2))
+    assert sampling_floor(real, 4000) < sampling_floor(real, 400) < sampling_floor(real, 40)
+    assert sampling_floor(real, 100) == sampling_floor(real, 100)
+    assert sampling_floor(real, 100, seed=1) != sampling_floor(real, 100)
+
+
+@pytest.mark.parametrize("rows, n", [(3, 10), (10, 0)])
+def test_a_floor_needs_rows(rows, n):
+    with pytest.raises(DataError, match="a floor needs"):
+        sampling_floor(torch.zeros(rows, 2), n)
+
+
+@pytest.mark.parametrize(
+    "shares, n, count",
+    [((1.0, 1.0, 1.0), 60, 900), ((1.0, 1.0, 1.0), 1500, 900), ((5.0, 3.0, 2.0), 90, 900)],
+)
+def test_of_classes_in_turn_the_floor_is_what_perfect_samples_of_them_score(shares, n, count):
+    """Of classes by chance it is several times as much; where shares differ, that stays without noise."""
+    truth, floors, chance = [], [], []
+    for seed in range(0, 120, 5):
+        labels = drawn(shares, count, seed)
+        real = of(labels, seed + 1)
+        truth.append(frechet_distance(real, in_turn(n, seed + 2)))
+        floors.append(sampling_floor(real, n, labels=labels, splits=8))
+        chance.append(sampling_floor(real, n))
+    floor = sum(floors) / len(floors)
+    assert floor == pytest.approx(sum(truth) / len(truth), rel=0.08)
+    if shares[0] == shares[1] and n < count:
+        assert sum(chance) / len(chance) > 2 * floor
+
+
+def test_perfect_samples_lie_on_both_sides_of_the_floor():
+    """A report never has a perfect sampler surely below the floor."""
+    labels = drawn((1.0, 1.0, 1.0), 600, 1)
+    real = of(labels, 2)
+    floor = sampling_floor(real, 90, labels=labels)
+    intervals = [raw_frechet_interval(real, in_turn(90, k), strata=3) for k in range(3, 13)]
+    assert sum(i.low <= floor <= i.high for i in intervals) >= 8
+    assert {i.value < floor for i in intervals} == {True, False}
+
+
+def test_rows_of_unknown_classes_are_left_out_and_one_class_is_as_none():
+    labels = drawn((1.0, 1.0, 1.0), 300, 1)
+    real = of(labels, 2)
+    unknown = torch.cat([labels, torch.full((100,), -1)])
+    more = torch.cat([real, 50 + torch.zeros(100, SIZE, dtype=real.dtype)])
+    known = sampling_floor(real, 50, labels=labels)
+    assert sampling_floor(more, 50, labels=unknown) == pytest.approx(
+        known * (1 / 50 + 1 / 400) / (1 / 50 + 1 / 300), rel=0.05
+    )
+    assert sampling_floor(real, 50, labels=torch.zeros(300, dtype=torch.int64)) == pytest.approx(
+        sampling_floor(real, 50), rel=1e-9
+    )
+
+
+def test_a_class_of_one_row_and_fewer_samples_than_classes():
+    real = of(torch.tensor([0, 1, 1, 2, 2, 2, 2]), 3)
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 2])
+    assert sampling_floor(real, 30, labels=labels) > 0
+    assert sampling_floor(real, 2, labels=labels) > sampling_floor(real, 30, labels=labels)
