@@ -12,6 +12,7 @@ from halfstep.cli.commands.compress import print_classifiers
 from halfstep.cli.console import tables
 from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import terminal
+from halfstep.cli.console.verdicts import print_verdict
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.classification import Scores
 from halfstep.schema import plain
@@ -138,7 +139,7 @@ def encoders(rows):
         "rows": rows,
         "data": "7",
     }
-    return typed(parts | {"verdict": "said"})
+    return typed(parts | {"headline": "said", "verdict": "said"})
 
 
 def test_reconstructions():
@@ -185,6 +186,25 @@ def test_names_in_tables_are_text_in_the_terminal(capsys):
     print_wide(terminal(), table)
     out = capsys.readouterr().out
     assert "\x1b" not in out and out.count(r"ev\x1b[31mil") == 3
+
+
+def test_both_verdicts_in_the_words_of_the_page(printed):
+    cells = printed(print_verdict, REPORT)
+    assert list(cells) == ["", "good enough", "better than the undistilled teacher"]
+    assert cells[""] == [row["name"] for row in rows_of(FOUND, "student")]
+    better = ["yes", "cannot tell", "no", "no baseline"]
+    assert cells["better than the undistilled teacher"] == better
+    tried = [(answer.good_enough, answer.better) for answer in REPORT.verdicts]
+    assert tried == list(zip(cells["good enough"], better, strict=True))
+
+
+def test_the_headline_and_the_sentence_follow_a_table_of_80_columns(capsys):
+    print_verdict(terminal(), REPORT)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[: 1 + len(REPORT.verdicts)])) <= 80
+    rest = [" ".join(line.split()) for line in lines[1 + len(REPORT.verdicts) :]]
+    assert rest[0] == f"verdict {REPORT.headline}" and REPORT.verdict in " ".join(rest)
+    assert rest[-1].startswith("samples 2,000 samples cannot tell whether the student is better")
 
 
 def test_every_way_of_printing_a_table(capsys):

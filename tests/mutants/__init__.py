@@ -16,6 +16,7 @@ from tests.mutants import (
     of_report,
     of_samplers,
     of_training,
+    of_verdicts,
     of_watching,
     of_workflows,
 )
@@ -31,6 +32,7 @@ FLOORS = (
     of_data,
     of_methods,
     of_evaluation,
+    of_verdicts,
     of_pipeline,
     of_training,
     of_watching,

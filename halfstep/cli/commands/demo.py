@@ -6,6 +6,7 @@ from halfstep.cli.commands.demo_guided import demo_guided
 from halfstep.cli.console.progress import Bars, counting, say, terminal
 from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_demo, say_report
+from halfstep.cli.console.verdicts import print_verdict
 from halfstep.cli.parse import parse
 from halfstep.methods.base import updates_after
 from halfstep.workflows.demo import DemoConfig, prepare_demo
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     with counting(console, f"evaluating, {config.samples:,} samples a row") as progress:
         report = demo.evaluate(students, rows, progress=progress)
     print_demo(console, report)
-    say(console, "verdict", report.verdict)
+    print_verdict(console, report)
     say_report(console, config.folder / "report.html")
     for label, name in (
         ("pictures", "samples.png"),

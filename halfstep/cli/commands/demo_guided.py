@@ -5,6 +5,7 @@ from rich.console import Console
 from halfstep.cli.console.progress import Bars, counting, say
 from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_guided, say_report
+from halfstep.cli.console.verdicts import print_verdict
 from halfstep.methods.base import updates_after
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.demo_guided import prepare_guided_demo
@@ -28,7 +29,7 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
         report = demo.evaluate(students, progress=progress)
     assert report.guided is not None
     print_guided(console, report.guided)
-    say(console, "verdict", report.verdict)
+    print_verdict(console, report)
     say(console, "slider", config.folder / "slider.html")
     say_report(console, config.folder / "report.html")
     say(console, "numbers", config.folder / "results.json")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from halfstep.cli.console.progress import counting, say, terminal
+from halfstep.cli.console.progress import counting, terminal
 from halfstep.cli.console.tables import compare, print_report, say_report
+from halfstep.cli.console.verdicts import print_verdict
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
 from halfstep.config.validate import Place
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     with counting(console, f"{options.evaluation.samples:,} samples a row") as progress:
         report = evaluated(options, progress)
     print_report(console, report)
-    say(console, "verdict", report.verdict)
+    print_verdict(console, report)
     say_report(console, run / "report.html")
     return 0
 

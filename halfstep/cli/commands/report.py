@@ -7,6 +7,7 @@ from typing import Annotated
 
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.console.tables import say_report
+from halfstep.cli.console.verdicts import print_verdict
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
 from halfstep.evaluation.report_files import read_report, REPORT
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         return evaluate([str(options.run)])
     report = read_report(options.run)
     page = write_report(report, options.run)
-    say(console, "verdict", report.verdict)
+    print_verdict(console, report)
     say_report(console, page)
     if "guided" in report.pictures:
         say(console, "slider", page.with_name("slider.html"))

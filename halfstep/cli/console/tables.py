@@ -51,7 +51,7 @@ def print_rows(console: Console, report: Report) -> None:
         )
     print_wide(console, table)
     floor, n = report.measure.floor, report.measure.samples
-    say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score")
+    say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score on average")
 
 
 def print_guided(console: Console, guided: GuidedTable) -> None:

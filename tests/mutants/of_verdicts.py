@@ -1,0 +1,81 @@
+"""Mutants of the verdicts, of the floor and of intervals of classes in turn."""
+
+from tests.mutants.mutant import of
+
+MUTANTS = (
+    *of(
+        "evaluation/verdicts",
+        "evaluation/verdicts",
+        ("ratio.high < 1:", "ratio.value < 1:"),
+        ("ratio.low > 1:", "ratio.value > 1:"),
+        ("ratio.low >= 1 / ALIKE", "ratio.low >= 1"),
+        ("a.low / b.high, a.high / b.low", "a.low / b.low, a.high / b.high"),
+        ("row.calls <= limit", "row.calls >= limit"),
+        ("key=lambda pair: pair[0])", "key=lambda pair: -pair[0])"),
+        ("1 + (distance - floor) / at", "distance / floor"),
+        ("floor * (1 / AT + 1 / real)", "floor * (1 / AT)"),
+        ("min(distance.low, distance.value)", "distance.high"),
+        ("least >= POOR", "least > 2 * POOR"),
+        ("(1 + LEVEL) / 2", "LEVEL"),
+        ("confident + normal.inv_cdf(power)", "confident"),
+        ("/ distance) ** 2", "/ distance)"),
+        ("ratio.low if distance > 0 else ratio.high", "ratio.high if distance > 0 else ratio.low"),
+        ("(1 + POWER) / 2", "POWER"),
+        ("math.log(ALIKE) - abs(math.log(ratio.value))", "math.log(ALIKE)"),
+        ("samples = max([report", "samples = min([report"),
+    ),
+    *of(
+        "evaluation/metrics/floor",
+        "evaluation/metrics/floor",
+        ("(1 / n + 1 / count) / sizes", "(1 / n) / sizes"),
+        ("apart + (total / splits - apart)", "(total / splits)"),
+        ("max(len(order) // 2, 1)", "len(order)"),
+        ("min(self.samples, max", "max(self.samples, max"),
+        ("_even(s.of_samples, len(rows))", "_even(s.of_real, len(rows))"),
+        ("1 - weights.square().sum()", "1 + weights.square().sum()"),
+        (
+            "torch.bincount(torch.arange(n) % classes",
+            "torch.bincount(torch.arange(n) // classes % 2",
+        ),
+    ),
+    *of(
+        "evaluation/metrics/distances",
+        "evaluation/metrics/class_strata",
+        ("x[k::strata], w[:, k::strata]", "x[:strata], w[:, :strata]"),
+        ("v.sum(1).square() * apart, own) - own", "v.sum(1).square() * apart, own)"),
+        ("(own - v.square() @ diagonal[k::strata])", "own"),
+        ("within(fake, other, strata)", "within(fake, other)"),
+    ),
+    *of(
+        "evaluation/metrics/distance_bootstrap",
+        "evaluation/metrics/class_strata",
+        ("np.exp(-apart)", "1 - apart"),
+        ("(fake,), strata=strata, **", "(fake,), **"),
+    ),
+    *of(
+        "evaluation/row_metrics",
+        "evaluation/metrics/class_strata",
+        ("low=max(interval.low, 0.0)", "low=interval.low"),
+    ),
+    *of(
+        "evaluation/report_rows",
+        "evaluation/report_rows",
+        ("self.scorer.ratio(samples, other)", "self.scorer.ratio(other, samples)"),
+        ("teacher_rows.features[names[0]]", "teacher_rows.full.features"),
+    ),
+    *of(
+        "report/words/headline",
+        "report/headline",
+        ("best = min(kept, key", "best = max(kept, key"),
+        ("_clause(*fewer[0])", "_clause(*fewer[-1])"),
+        ("figure(value, 2) == least", "figure(value, 2) != least"),
+    ),
+    *of(
+        "report/words/tiles",
+        "report/headline",
+        ("before[batch] / after[batch]", "after[batch] / before[batch]"),
+        ("batch = both[-1]", "batch = both[0]"),
+        ("teacher.calls / row.calls", "teacher.steps * row.calls"),
+        ("min(kept, key=lambda row: row.steps)", "max(kept, key=lambda row: row.steps)"),
+    ),
+)
