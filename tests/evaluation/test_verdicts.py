@@ -137,6 +137,8 @@ def test_the_number_of_samples_is_the_textbooks():
     assert samples_needed(ratio, 1.0, n) == 32
     below = Interval(math.exp(-0.5), math.exp(-0.5 - half), math.exp(-0.5 + half))
     assert samples_needed(below, 1.0, n) == 32
+    wide = replace(ratio, high=math.exp(5))  # the end on the limit's side counts
+    assert samples_needed(wide, 1.0, n) == 32 == samples_needed(replace(below, low=1e-3), 1.0, n)
     assert samples_needed(Interval(1.1, 1.0, 1.2), 1.1, 100) == MOST
 
 

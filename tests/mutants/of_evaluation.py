@@ -106,7 +106,7 @@ MUTANTS = (
         "evaluation/metrics/distance_bootstrap",
         "evaluation/metrics/ratio_interval evaluation/metrics/intervals",
         ("(draws - draws.mean(0)) / measured", "draws - draws.mean(0)"),
-        ("(draws[:, 0] - draws.mean()) / value", "(draws[:, 0] - value) / value"),
+        ("quantiles((measured[0] - apart).clip(0), level)", "quantiles(draws[:, 0], level)"),
         ("np.arctan2(top, bottom)", "np.arctan2(bottom, top)"),
     ),
     *of(

@@ -49,7 +49,7 @@ MUTANTS = (
     *of(
         "evaluation/metrics/distance_bootstrap",
         "evaluation/metrics/class_strata",
-        ("np.exp(-apart)", "1 - apart"),
+        ("(measured[0] - apart).clip(0)", "(measured[0] - apart)"),
         ("(fake,), strata=strata, **", "(fake,), **"),
     ),
     *of(

@@ -100,17 +100,14 @@ def raw_frechet_interval(
             has random numbers of each class, which near the floor make up most of its spread
 
     The real images are fixed: the interval shows the noise of the samples alone, and shrinks with m.
-    Resampled distances are all too large by about the same amount; their spread around their mean, relative
-    to the distance, is that of its logarithm, so that no end lies below 0.  For curves and tables at one m;
-    `frechet_interval` is for the true distance.
+    Resampled distances are all too large by about the same amount; their spread around their mean is that
+    of the distance, which is not below 0.  For curves and tables at one m; `frechet_interval` is for the
+    true distance.
     """
     level = resampling.get("level", 0.95)
-    [value], draws = _frechet_draws(real, (fake,), fixed_real=True, strata=strata, **resampling)
-    if value <= 0:
-        return Interval(value, value, value)
-    apart = ((draws[:, 0] - draws.mean()) / value).clip(-50, 50)
-    low, high = quantiles(np.exp(-apart), level)
-    return Interval(value, value * low, value * high)
+    measured, draws = _frechet_draws(real, (fake,), fixed_real=True, strata=strata, **resampling)
+    apart = draws[:, 0] - draws.mean()
+    return Interval(measured[0], *quantiles((measured[0] - apart).clip(0), level))
 
 
 def raw_frechet_ratio(

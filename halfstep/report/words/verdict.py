@@ -125,36 +125,41 @@ def against_baselines(report: Report) -> str:
         clauses.append(
             f"the undistilled teacher is better at {_at(rows)} ({_rivals(report, rows)})"
         )
-    if rows := by.get("cannot tell"):
-        clauses.append(
-            f"{report.measure.samples:,} samples cannot tell at {_at(rows)} whether the student is better "
-            f"than the undistilled teacher ({_rivals(report, rows)})"
-        )
     return _capital("; ".join(clauses)) + "." if clauses else ""
 
 
 def too_few_samples(report: Report) -> list[str]:
-    """A sentence for each question that the samples cannot answer: how many samples it would take."""
+    """A sentence for each question that the samples cannot answer, and how many samples would."""
     answers = list(zip(report.students, verdicts(report), strict=True))
-    good = [(row, answer.good_samples) for row, answer in answers if answer.good_samples]
-    better = [(row, answer.better_samples) for row, answer in answers if answer.better_samples]
+    good = [(row, answer) for row, answer in answers if answer.good_enough == "cannot tell"]
+    better = [(row, answer) for row, answer in answers if answer.better == "cannot tell"]
     sentences = []
-    for pairs, question in ((good, "good enough"), (better, "better than the undistilled teacher")):
-        if pairs:
-            n = (
-                tolerance_test(report, pairs[0][0]).samples
-                if pairs is good
-                else report.measure.samples
-            )
-            sentences.append(
-                f"{n:,} samples cannot tell whether the student is {question} at "
-                f"{_at([row for row, _ in pairs])}: {listed([_about(needed) for _, needed in pairs])} would."
-            )
+    if good:
+        rows = [row for row, _ in good]
+        sentences.append(
+            f"{_samples(report, rows[0])} cannot tell whether the student is good enough at {_at(rows)}"
+            f"{_would([answer.good_samples for _, answer in good])}."
+        )
+    if better:
+        rows = [row for row, _ in better]
+        sentences.append(
+            f"{report.measure.samples:,} samples cannot tell whether the student is better than the "
+            f"undistilled teacher at {_at(rows)} ({_rivals(report, rows)})"
+            f"{_would([answer.better_samples for _, answer in better])}."
+        )
     return sentences
 
 
-def _about(needed: int) -> str:
-    return f"more than {MOST:,}" if needed >= MOST else f"about {rounded_up(needed)}"
+def _would(needed: Sequence[int | None]) -> str:
+    """Such as ": about 4,600 to 12,000 would"."""
+    known = sorted(count for count in needed if count is not None)
+    if not known:
+        return ""
+    if known[0] >= MOST:
+        return f": more than {MOST:,} would"
+    first, last = (rounded_up(count) for count in (known[0], known[-1]))
+    more = "" if first == last else f" to {'more than ' if known[-1] >= MOST else ''}{last}"
+    return f": about {first}{more} would"
 
 
 def limit(report: Report) -> float | None:
