@@ -22,16 +22,22 @@ def sampling_floor(
 ) -> float:
     """The expected `frechet_distance` of n perfect samples to `real`, which is its bias.
 
-    real    features, float [N, D], at least 4 rows
-    labels  class of each real row, int64 [N], for samples whose classes are drawn in turn: 0, 1, ..., 0,
-            1, ...  Their numbers are no noise, which of classes that lie apart is most of the floor.  Rows
-            of an unknown class (-1) are left out.  None for samples whose classes are drawn by chance
-    splits  number of random splits to average over; by default 64 up to D = 128, and 8 above
-
     The mean distance between two parts of the real features, one of n rows if there are so many, of at most
-    half of each class.  The bias is proportional to 1/n + 1/N to first order, so it is scaled from the
-    parts' sizes to those.  Where classes in turn have other shares than the data, the distance that this
-    makes without any noise is kept as it is.
+    half of each class. The bias is proportional to 1/n + 1/N to first order, so it is scaled from the parts'
+    sizes to those. Where classes in turn have other shares than the data, the distance that this makes
+    without any noise is kept as it is.
+
+    Args:
+        real: float [N, D], features, N at least 4.
+        n: the number of samples, at least 1.
+        labels: int64 [N], the class of each real row, for samples whose classes are drawn in turn: 0, 1, ...,
+            0, 1, ... The number of each class is then no noise, which is most of the floor where classes lie
+            apart. Rows of an unknown class (-1) are left out. None for classes drawn by chance.
+        splits: the number of random splits to average over; by default 64 up to D = 128, and 8 above.
+        seed: the seed of the splits.
+
+    Raises:
+        DataError: too few rows or samples, and features that are not finite.
     """
     if n < 1 or len(real) < 4:
         raise DataError(f"a floor needs n of at least 1 and 4 real rows, got {n} and {len(real)}")
