@@ -59,7 +59,10 @@ def _check_rows(rows: tuple[Row, ...]) -> None:
     """Raise `SchemaError` for rows without a teacher, a part of their role, or a positive distance."""
     if not rows or rows[0].role != "teacher":
         raise SchemaError("it has no rows that begin with the teacher")
+    baselines = {row.name for row in rows if row.role == "baseline"}
     for k, row in enumerate(rows):
+        if row.baseline is not None and not baselines.issuperset(row.baseline.names or ("",)):
+            raise SchemaError(f"rows[{k}].baseline names no row of a baseline")
         if row.role == "compressed" and row.compressed is None:
             raise SchemaError(f"it lacks rows[{k}].compressed")
         if row.role == "other" and row.network is None:

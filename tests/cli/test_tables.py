@@ -213,6 +213,8 @@ def test_every_way_of_printing_a_table(capsys):
         row["name"] += EVIL
         if row.get("compressed"):
             row["compressed"]["student"] += EVIL
+        if row.get("baseline"):
+            row["baseline"]["names"] = [name + EVIL for name in row["baseline"]["names"]]
     half = Interval(**spread_of(0.5))
     evil = classifier(EVIL, accuracy=half, agreement=half, size=1, zeros=0.5, seconds=1.0)
     encoder = {"role": "student", "name": EVIL, "steps": 1, "full": spread_of(0.5), "same": None}

@@ -65,6 +65,8 @@ def changed(content, at, value):
         (encoder_report, ("rows",), [], "no key of it"),
         (full_report, ("rows", 0, "role"), "student", "no rows that begin with the teacher"),
         (full_report, ("rows", 0, "more"), 1, "no key of it"),
+        (full_report, ("rows", -3, "baseline"), {"names": ["x"], "ratio": None}, "names no row"),
+        (full_report, ("rows", -3, "baseline"), {"names": [], "ratio": None}, "names no row"),
     ],
 )
 def test_what_is_not_written_so_is_refused(kind, at, value, word, tmp_path):
