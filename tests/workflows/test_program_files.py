@@ -8,6 +8,7 @@ import torch
 
 import halfstep
 from halfstep.errors import CheckpointError, ConfigError
+from halfstep.identity import digest_of
 from halfstep.workflows import program_files
 from halfstep.workflows.export import WRITERS
 from halfstep.workflows.exported import ExportConfig, Format
@@ -20,10 +21,30 @@ def student(tmp_path):
     return tmp_path / "student"
 
 
+@pytest.fixture(scope="module")
+def programs():
+    """Programs that are traced already, by the weights, times and steps of their student."""
+    return {}
+
+
+@pytest.fixture
+def traced_once(programs, monkeypatch):
+    """The student's program is traced in the first of these tests alone: that takes most of their time."""
+
+    def export(pipeline, steps):
+        key = digest_of(pipeline.denoiser), pipeline.times, steps
+        if key not in programs:
+            programs[key] = export_program(pipeline, steps)
+        return programs[key]
+
+    export_program = program_files.export_program
+    monkeypatch.setattr(program_files, "export_program", export)
+
+
 @pytest.mark.parametrize(
     "dtype, least, most", [("float32", 0, 1e-6), ("float16", 1e-5, 1e-2), ("bfloat16", 1e-4, 0.1)]
 )
-def test_the_difference_is_from_the_student_in_float32(student, dtype, least, most):
+def test_the_difference_is_from_the_student_in_float32(student, traced_once, dtype, least, most):
     exported = halfstep.export(student, student.parent / "out", format="torch-export", dtype=dtype)
     assert [path.name for path in exported.files] == ["README.md", "student.pt2"]
     assert least <= exported.difference < most and exported.compared == 8
@@ -32,7 +53,7 @@ def test_the_difference_is_from_the_student_in_float32(student, dtype, least, mo
 
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("wrong", [2e-5, float("nan")])
-def test_a_program_of_other_samples_is_removed(student, monkeypatch, alone, wrong):
+def test_a_program_of_other_samples_is_removed(student, traced_once, monkeypatch, alone, wrong):
     def off(program, noise, conditions):
         drawn = run_program(program, noise, conditions)
         return drawn + wrong if (len(noise) == 1) is alone else drawn
@@ -44,7 +65,7 @@ def test_a_program_of_other_samples_is_removed(student, monkeypatch, alone, wron
     assert not (student.parent / "out").exists()
 
 
-def test_values_beyond_one_are_compared_relatively(student, monkeypatch):
+def test_values_beyond_one_are_compared_relatively(student, traced_once, monkeypatch):
     samples, run_program = program_files.student_samples, program_files.run_program
     monkeypatch.setattr(program_files, "student_samples", lambda *args: 100 * samples(*args))
     monkeypatch.setattr(program_files, "run_program", lambda *args: 100 * run_program(*args) + 2e-4)
