@@ -132,6 +132,11 @@ def test_the_repository_has_one_address_and_links_into_it_lead_to_files():
             assert (ROOT / "".join(target)).exists(), (page, target)
 
 
+def test_the_readme_is_right_on_the_index_where_relative_links_lead_nowhere():
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / PROJECT["readme"]).read_text())
+    assert targets and all(target.startswith("https://") for target in targets), targets
+
+
 def test_the_citation_is_of_this_version_and_has_what_the_format_asks_for():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == halfstep.__version__ and citation["cff-version"] == "1.2.0"

@@ -4,6 +4,14 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "data/sources/toy",
+        "data/named_data",
+        ("1 - np.cos(lower)", "2 - np.cos(lower)"),
+        ("samples - samples // 2", "samples // 2"),
+        ("order >= len(upper)", "order > len(upper)"),
+    ),
+    *of("data/sources/digits", "data/named_data", ("* 255 / 16", "* 255 / 15")),
+    *of(
         "data/latents/captions",
         "data/latents/captions",
         (".extend(captions)", ".append(captions[0])"),

@@ -42,7 +42,7 @@ def test_clouds_are_side_by_side(tmp_path):
 
 
 def test_a_point_lies_at_its_coordinates_and_none_beyond_the_edges(tmp_path):
-    points = torch.tensor([[0.7, -0.35], [9.0, 0.0], [0.0, -9.0]])
+    points = torch.tensor([[0.7, -0.35], [1.45, 0.0], [0.0, -9.0]])
     scatter(tmp_path / "s.png", [("", points)])
     picture = opened(tmp_path / "s.png")
     top, left = np.argwhere((picture == 0xCC).all(2)).min(0)  # the frame
