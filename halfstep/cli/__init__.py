@@ -176,12 +176,21 @@ def _is_method(name: str) -> bool:
 
 def _run(command: str, words: list[str]) -> int:
     """Import the command's module, and with it torch, and run it."""
+    _say_what_begins(command)
     verb, _, kind = command.partition(" ")
     is_method = verb == "distill" and kind != "knowledge"
     name = verb if is_method else MODULES.get(command, command.replace(" ", "_"))
     main = import_module(f"halfstep.cli.commands.{name}").main
     status: int = main(kind, words) if is_method else main(words)
     return status
+
+
+def _say_what_begins(command: str) -> None:
+    """Tell a user at a terminal what is done, before torch is imported, which takes seconds."""
+    quick = command == "completion" or "torch" in sys.modules or os.environ.get("RANK", "0") != "0"
+    if not quick and sys.stderr is not None and sys.stderr.isatty():
+        with suppress(OSError):
+            print(f"halfstep {command}: importing torch", file=sys.stderr, flush=True)
 
 
 MODULES = {"distill knowledge": "distill_classifier"}

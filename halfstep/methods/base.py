@@ -223,10 +223,15 @@ class StagePlan:
         )  # fmt: skip
 
 
-def updates_after(plan: Sequence[StagePlan], name: str) -> int:
-    """The number of updates in the stages after the stage of this name."""
+def cost_after(plan: Sequence[StagePlan], name: str) -> int:
+    """The cost of the stages after the stage of this name, in forwards of a sample.
+
+    Args:
+        plan: the stages of a method.
+        name: of one of them.
+    """
     names = [stage.name for stage in plan]
-    return sum(stage.updates for stage in plan[names.index(name) + 1 :])
+    return sum(stage.updates * stage.forwards for stage in plan[names.index(name) + 1 :])
 
 
 def teacher_times(plan: Sequence[StagePlan]) -> Times:

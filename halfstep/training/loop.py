@@ -115,7 +115,7 @@ class Loop:
     def _fit(self, stage: Stage, index: int, request: StopRequest) -> None:
         state = self._resume(stage, index)
         rates = self._rates(stage, index, state.update)
-        wrapped = self.processes.wrap(stage.student)
+        wrapped, start = self.processes.wrap(stage.student), state.update
         tally = Tally(self.processes.device)
         began, settings = time.monotonic() - state.seconds, self.settings
         self.callback.begin(stage, state.update)
@@ -134,6 +134,12 @@ class Loop:
                 logged = state.update % settings.log_every == 0 or save or show
                 if logged:
                     self._report(stage, state, tally, rate)
+                elif (
+                    state.update == start + 1
+                ):  # the first loss is shown at once, and logged with others
+                    self.callback.measure(
+                        float(self.processes.total(tally.losses)) / self.processes.world
+                    )
                 if show:  # before it is saved: a crash leaves no checkpoint without its picture
                     began += self.watch.show(stage, state)
                 if save:

@@ -68,6 +68,42 @@ class StopOnBrokenPipe(ProgressCallback):
         self._call(partial(self._callback.note, text))
 
 
+HALF_LIFE = 30.0
+"""Seconds after which half of a measured speed is forgotten."""
+
+
+class TimeLeft:
+    """The seconds that work takes, from its cost and the speed of the work before it.
+
+    The speed is a mean that forgets by half every `HALF_LIFE` seconds, and goes on from stage to stage.  The
+    first update of a stage counts only until there is another: it chooses kernels, or compiles.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = self._cost = self._last = 0.0
+        self._is_first = True
+        self._alone: tuple[float, float] | None = None
+
+    def begin(self, now: float) -> None:
+        """Begin a stage; the time since the last update is no part of any."""
+        self._last, self._is_first = now, True
+
+    def add(self, cost: float, now: float) -> None:
+        """Add an update that ends now."""
+        seconds, self._last = now - self._last, now
+        if self._is_first:
+            self._is_first, self._alone = False, (cost, seconds)
+            return
+        kept = 2 ** (-seconds / HALF_LIFE)
+        self._seconds = kept * self._seconds + seconds
+        self._cost = kept * self._cost + cost
+
+    def seconds(self, cost: float) -> float | None:
+        """The seconds that work of this cost takes; None before the first update."""
+        known = (self._cost, self._seconds) if self._cost else self._alone
+        return None if known is None else cost / known[0] * known[1]
+
+
 class Tally:
     """Losses and norms since the last report, kept on the device: reading them waits for it."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from halfstep.cli import main
 from halfstep.methods import DenoiserOnly, GuidedDistillation
-from halfstep.methods.base import updates_after
+from halfstep.methods.base import cost_after
 from halfstep.models import recipe
 from halfstep.pipeline import Pipeline
 from tests.support.guided import SMALL, teacher_of
@@ -193,7 +193,7 @@ def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, message, folder,
 def test_what_is_ahead():
     teacher = DenoiserOnly(teacher_of().denoiser, 3)
     stages, plan = list(SMALL.stages(teacher)), SMALL.plan(teacher)
-    assert [updates_after(plan, stage.name) for stage in stages] == [12, 8, 0]
+    assert [cost_after(plan, stage.name) for stage in stages] == [60, 40, 0]
     assert [(one.name, one.steps, one.updates) for one in plan] == [
         ("guided", None, 5), ("0004-steps", 4, 4), ("0002-steps", 2, 8),
     ]  # fmt: skip

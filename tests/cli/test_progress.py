@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from halfstep.cli.console.progress import Bars, counting, figure, say, span, terminal
+from halfstep.cli.console.progress import Bars, counting, figure, say, span, terminal, too_long
 from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import DataError
 from halfstep.methods import DenoiserOnly, Progressive
-from halfstep.methods.base import Stage, updates_after
+from halfstep.methods.base import cost_after, Objective, Stage
 from tests.support.denoisers import wobbly_teacher
 
 # What the terminal shows.
@@ -27,7 +27,7 @@ def shown(width, terminal=True):
 
 def played(console, updates, *, first=0, every=50, name="0008-steps", **more):
     """A stage of so many updates, reported every few of them."""
-    stage = Stage(name, nn.Identity(), None, updates)
+    stage = Stage(name, nn.Identity(), Objective(), updates)
     with Bars(console, **more) as bars:
         bars.begin(stage, first)
         for update in range(first + 1, updates + 1):
@@ -54,7 +54,7 @@ def test_where_nobody_looks_there_are_at_most_20_lines_a_stage(updates, first, e
 
 @pytest.mark.parametrize("width", [80, 92, 100, 112, 130])
 def test_a_bar_fits_on_its_line(width):
-    text = played(shown(width), 3, every=1, updates_after=lambda stage: 10**9)
+    text = played(shown(width), 3, every=1, cost_after=lambda stage: 10**9)
     for line in re.split(r"[\r\n]+", text):
         assert len(line.rstrip()) <= width
     last = text.rstrip().splitlines()[-1]
@@ -63,15 +63,19 @@ def test_a_bar_fits_on_its_line(width):
 
 
 @pytest.mark.parametrize("width", [80, 112])
-def test_a_bar_of_large_numbers_fits_too(width):
+def test_a_bar_of_large_numbers_fits_too(width, monkeypatch):
     """Hours left, and in all where there is room, in a hundred thousand updates."""
     console = shown(width)
-    stage = Stage("0128-steps", nn.Identity(), None, 100_000)
-    with Bars(console, updates_after=lambda stage: 300_000) as bars:
+    stage = Stage("0128-steps", nn.Identity(), Objective(), 100_000)  # 3 forwards a sample
+    with Bars(console, cost_after=lambda stage: 900_000) as bars:
         bars.begin(stage, 0)
+        bars._time.begin(0.0)
+        for update in range(1, 4):
+            bars._time.add(3, update)  # a second each
+        bars._since, bars._warned = 4.0 - 50_000, True
+        monkeypatch.setattr(time, "monotonic", lambda: 4.0)
         bars.step(50_000, 3e-4)
         bars.measure(1.2e-7)
-        bars._took = 50_000.0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
     last = re.split(r"[\r\n]+", text.rstrip())[-1].rstrip()
     assert len(last) <= width
@@ -79,10 +83,51 @@ def test_a_bar_of_large_numbers_fits_too(width):
     assert ("97 h 13 min in all" in last) == (width >= 112)
 
 
+def test_the_first_loss_is_shown_at_once():
+    console = shown(80, False)
+    stage = Stage("teacher", nn.Identity(), Objective(), 1000)
+    with Bars(console) as bars:
+        bars.begin(stage, 300)
+        bars.step(301, 3e-4)
+        bars.measure(0.5)
+        bars.step(302, 3e-4)
+        bars.measure(0.4)
+    [line] = console.file.getvalue().splitlines()
+    assert line.startswith("teacher     301/1,000  loss 0.5000")
+
+
+def test_a_run_of_more_than_a_day_says_so_once(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def noted(updates, ahead):
+        console = shown(80, False)
+        with Bars(console, cost_after=lambda stage: ahead) as bars:
+            bars.begin(Stage("teacher", nn.Identity(), Objective(), updates), 0)
+            for update in range(1, 9):
+                clock[0] += 2.0
+                bars.step(update, 3e-4)
+        return [line for line in console.file.getvalue().splitlines() if line.startswith("note")]
+
+    [note] = noted(86_400, 0)
+    assert note.endswith(
+        "training takes about 2.0 days at this speed: --updates 43200 would take one day"
+    )
+    [note] = noted(43_200, 3 * 129_600)
+    assert note.endswith("about 4.0 days at this speed: 25.0% of its --updates would take one day")
+    assert noted(43_199, 0) == []
+
+
+def test_what_a_day_holds():
+    assert too_long(86_400.0) is None
+    assert "--updates 500 would" in too_long(172_800.0, 1000)
+    assert "--updates 1 would" in too_long(8.64e9, 10)
+
+
 def test_the_terminal_is_given_back_after_a_failure():
     console = shown(80)
     with pytest.raises(RuntimeError), Bars(console) as bars:
-        bars.begin(Stage("teacher", nn.Identity(), None, 10), 0)
+        bars.begin(Stage("teacher", nn.Identity(), Objective(), 10), 0)
         raise RuntimeError
     assert console.file.getvalue().rindex("\x1b[?25h") > console.file.getvalue().rindex("\x1b[?25l")
 
@@ -91,12 +136,12 @@ def test_the_terminal_is_given_back_after_a_failure():
     "updates, after",
     [((1, 10, 100), {4: 110, 2: 100, 1: 0}), ((3,), {4: 12, 2: 6, 1: 0})],  # the last two doubled
 )
-def test_what_is_ahead_is_the_sum_of_later_halvings(updates, after):
+def test_the_cost_ahead_is_the_sum_of_later_halvings(updates, after):
     method = Progressive(start=8, stop=1, updates=updates)
     assert method.summary() == "8 -> 4 -> 2 -> 1 steps"
     plan = method.plan(DenoiserOnly(wobbly_teacher(Cosine(), V())))
     for steps, count in after.items():
-        assert updates_after(plan, f"{steps:04d}-steps") == count
+        assert cost_after(plan, f"{steps:04d}-steps") == 5 * count  # forwards
     assert sum(stage.updates for stage in plan) == method.updates_for(0, 4) + after[4]
 
 
@@ -104,7 +149,7 @@ def test_opened_is_called_once_before_the_first_update():
     called = []
     bars = Bars(shown(80, False), opened=lambda: called.append(1))
     for name in ("a", "b"):
-        stage = Stage(name, nn.Identity(), None, 1)
+        stage = Stage(name, nn.Identity(), Objective(), 1)
         assert bool(called) == (name == "b")
         bars.begin(stage, 0)
         bars.end(stage)

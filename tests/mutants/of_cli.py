@@ -66,4 +66,17 @@ MUTANTS = (
     ),
     *of("cli/__init__", "cli/cli", ('"AUTO,STRICT"', '"AUTO"')),
     *of("cli/commands/distill", "cli/gate", ("if gate and best is None", "if False")),
+    *of(
+        "cli/console/progress",
+        "cli/progress",
+        ("updates * DAY / seconds", "updates * seconds / DAY"),
+        ("if seconds <= DAY:", "if seconds < DAY:"),
+        ("remaining * self._price + self._ahead", "remaining * self._price"),
+        ("due = self._shown is None or", "due ="),
+    ),
+    *of(
+        "methods/base",
+        "cli/progress",
+        ("stage.updates * stage.forwards for", "stage.updates for"),
+    ),
 )

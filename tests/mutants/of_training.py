@@ -320,4 +320,15 @@ MUTANTS = (
         "methods/diffusion/plan_costs",
         ("forwards=Imitate.forwards", "forwards=3"),
     ),
+    *of(
+        "training/progress",
+        "training/time_left",
+        ("2 ** (-seconds / HALF_LIFE)", "2 ** (-cost / HALF_LIFE)"),
+        ("2 ** (-seconds / HALF_LIFE)", "3 ** (-seconds / HALF_LIFE)"),
+        ("kept * self._seconds + seconds", "self._seconds + seconds"),
+        ("kept * self._cost + cost", "kept * self._cost + 1"),
+        ("cost / known[0] * known[1]", "cost * known[1]"),
+        ("self._last, self._is_first = now, True", "self._last, self._is_first = now, False"),
+        ("self._last, self._is_first = now, True", "self._is_first = True"),
+    ),
 )

@@ -8,7 +8,7 @@ from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_demo, say_report
 from halfstep.cli.console.verdicts import print_verdict
 from halfstep.cli.parse import parse
-from halfstep.methods.base import updates_after
+from halfstep.methods.base import cost_after
 from halfstep.workflows.demo import DemoConfig, prepare_demo
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     say(console, "plan", demo.preset.method.summary())
     updates = sum(stage.updates for stage in plan)
     say(console, "updates", updates_on(updates, training, config.device))
-    with Bars(console, updates_after=lambda stage: updates_after(plan, stage.name)) as bars:
+    with Bars(console, cost_after=lambda stage: cost_after(plan, stage.name)) as bars:
         students, rows = demo.distill(callback=bars)
     with counting(console, f"evaluating, {config.samples:,} samples a row") as progress:
         report = demo.evaluate(students, rows, progress=progress)

@@ -6,7 +6,7 @@ from halfstep.cli.console.progress import Bars, counting, say
 from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_guided, say_report
 from halfstep.cli.console.verdicts import print_verdict
-from halfstep.methods.base import updates_after
+from halfstep.methods.base import cost_after
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.demo_guided import prepare_guided_demo
 
@@ -23,7 +23,7 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
         say(console, "updates", updates_on(updates, demo.preset.training, config.device))
     else:
         say(console, "students", "those that come with halfstep; --from-scratch distils them")
-    with Bars(console, updates_after=lambda stage: updates_after(plan, stage.name)) as bars:
+    with Bars(console, cost_after=lambda stage: cost_after(plan, stage.name)) as bars:
         students = demo.students(callback=bars)
     with counting(console, f"evaluating, {demo.evaluation.samples:,} samples a row") as progress:
         report = demo.evaluate(students, progress=progress)

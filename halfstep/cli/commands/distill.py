@@ -27,7 +27,7 @@ from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
-from halfstep.methods.base import student_name, updates_after
+from halfstep.methods.base import cost_after, student_name
 from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline
@@ -177,7 +177,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     say(console, "updates", updates_on(updates, training, folder.device))
     context = run_context(
         folder, options, console, gate=gate,
-        updates_after=lambda stage: updates_after(plan, stage.name),
+        cost_after=lambda stage: cost_after(plan, stage.name),
     )  # fmt: skip
     with context as job:
         student = work(job)

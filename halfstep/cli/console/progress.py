@@ -18,13 +18,17 @@ from halfstep.data import Data
 from halfstep.errors import printable
 from halfstep.methods.base import Stage
 from halfstep.progress import Progress
-from halfstep.training.progress import ProgressCallback
+from halfstep.training.progress import ProgressCallback, TimeLeft
 from halfstep.workflows.options import DataOptions
 
 LINES = 20
 """Plain lines a stage at most."""
 SOON = 2.0
 """Seconds after which a bar for few steps is drawn too."""
+DAY = 86_400.0
+"""Seconds of training beyond which a run says how to make it shorter."""
+SURE = 5
+"""Updates, and seconds, after which a run's speed is known."""
 FULL, MORE = 92, 112
 """Width of a terminal with room for updates a second, and for the time left in all."""
 
@@ -99,6 +103,19 @@ def span(seconds: float) -> str:
     return f"{minutes} min {whole:02d} s" if minutes else f"{whole} s"
 
 
+def too_long(seconds: float, updates: int = 0) -> str | None:
+    """A sentence for training that takes more than a day, with the option that mends it; None for a shorter.
+
+    updates  of a run of one stage; 0 for others
+    """
+    if seconds <= DAY:
+        return None
+    days = f"training takes about {seconds / DAY:,.1f} days at this speed"
+    if updates:
+        return f"{days}: --updates {max(int(updates * DAY / seconds), 1)} would take one day"
+    return f"{days}: {DAY / seconds:.1%} of its --updates would take one day"
+
+
 def figure(loss: float | None) -> str:
     """A loss in six characters or seven."""
     if loss is None:
@@ -139,19 +156,20 @@ def _bar_width(width: int) -> int:
 class Bars(ProgressCallback):
     """Shows a run: a line a stage with loss, learning rate and time left.  Use it in a `with`.
 
-    updates_after  updates of the stages that follow a stage, for the time left in all
-    opened         called once, before the first update
+    cost_after  cost of the stages that follow a stage, in forwards of a sample, for the time left in all
+    opened      called once, before the first update
     """
 
     def __init__(
         self,
         console: Console,
         *,
-        updates_after: Callable[[Stage], int] = lambda stage: 0,
+        cost_after: Callable[[Stage], float] = lambda stage: 0,
         opened: Callable[[], None] = lambda: None,
     ):
-        self.console, self.updates_after, self.opened = console, updates_after, opened
-        self.began = False
+        self.console, self.cost_after, self.opened = console, cost_after, opened
+        self.began = self._warned = False
+        self._time = TimeLeft()
         self._loss: float | None = None
         self._progress: rich_progress.Progress | None = None
 
@@ -171,16 +189,22 @@ class Bars(ProgressCallback):
         if not self.began:
             self.began = True
             self.opened()
-        self._stage, self._first, self._update, self._shown = stage, update, update, update
+        self._stage, self._first, self._update = stage, update, update
+        self._shown: int | None = None
         self._since, self._took = time.monotonic(), 0.0
-        self._loss, self._rate, self._ahead = None, 0.0, self.updates_after(stage)
+        self._loss, self._rate, self._ahead = None, 0.0, self.cost_after(stage)
+        self._price = stage.objective.forwards
+        self._time.begin(self._since)
         self._progress = _bar(self.console, lambda task: self._numbers(self.console.width))
         self._progress.start()
         self._task = self._progress.add_task(stage.name, total=stage.updates, completed=update)
 
     def step(self, update: int, rate: float) -> None:
         self._update, self._rate = update, rate
-        self._took = time.monotonic() - self._since
+        now = time.monotonic()
+        self._took = now - self._since
+        self._time.add(self._price, now)
+        self._warn()
         if (error := getattr(self.console, "closed", None)) is not None:
             raise error
         if self._progress is not None:
@@ -189,7 +213,8 @@ class Bars(ProgressCallback):
     def measure(self, loss: float) -> None:
         self._loss = loss
         updates = self._stage.updates
-        due = self._update - self._shown >= -(-updates // LINES) or self._update == updates
+        due = self._shown is None or self._update - self._shown >= -(-updates // LINES)
+        due = due or self._update == updates
         if due and not self.console.is_terminal:
             self._shown = self._update
             line = f"{self._update:,}/{updates:,}  {self._numbers(FULL)}"
@@ -209,12 +234,21 @@ class Bars(ProgressCallback):
             parts.append(f"{done / max(self._took, 1e-9):.1f}/s")
         if not remaining:
             parts.append(f"in {span(self._took)}")
-        elif done:
-            each = self._took / done
-            parts.append(f"{span(remaining * each)} left")
+        elif (left := self._time.seconds(remaining * self._price)) is not None:
+            parts.append(f"{span(left)} left")
             if self._ahead and width >= MORE:
-                parts.append(f"{span((remaining + self._ahead) * each)} in all")
+                parts.append(f"{span(left + (self._time.seconds(self._ahead) or 0))} in all")
         return "  ".join(parts)
+
+    def _warn(self) -> None:
+        """A note, once, if the run takes more than a day: as soon as its speed is known."""
+        if self._warned or self._update - self._first < SURE or self._took < SURE:
+            return
+        remaining = self._stage.updates - self._update
+        whole = self._took + (self._time.seconds(remaining * self._price + self._ahead) or 0)
+        self._warned = True
+        if text := too_long(whole, 0 if self._ahead else self._stage.updates):
+            self.note(text)
 
 
 @dataclass(frozen=True)

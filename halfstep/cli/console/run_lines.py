@@ -29,12 +29,12 @@ def run_context(
     options: Any,
     console: Console,
     *,
-    updates_after: Callable[[Stage], int] = lambda s: 0,
+    cost_after: Callable[[Stage], float] = lambda s: 0,
     gate: Callable[[Pipeline], bool] | None = None,
 ) -> Iterator[RunOptions]:
     """The `RunOptions` of a run, which shows its progress and writes its options to config.toml.
 
-    updates_after  updates of the stages that follow a stage
+    cost_after     cost of the stages that follow a stage, in forwards of a sample
     gate           called after each stage; False ends the run
     """
 
@@ -42,7 +42,7 @@ def run_context(
         if first_process():
             write_config(folder.out, flat(options))
 
-    with Bars(console, updates_after=updates_after, opened=keep) as bars:
+    with Bars(console, cost_after=cost_after, opened=keep) as bars:
         yield run_options_of(options, callback=bars, gate=gate)
     if not bars.began:
         say(console, "done", "this run was finished before: nothing was left to do")

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
-from halfstep.cli.console.progress import say, span
+from halfstep.cli.console.progress import say, span, too_long
 from halfstep.config.fields import flat
 from halfstep.data import Data, NoData
 from halfstep.methods.base import Stage
@@ -59,11 +59,12 @@ def print_plan(
         first, data, training, processes.device, micro_batch=micro, offloaded=offloaded
     )
     table = Columns("stage", "updates", "forwards", "time here")
-    total = 0.0
+    total, updates = 0.0, list[int]()
     for stage in chain([first], stages):
         forwards = stage.objective.cost(stage.updates, training.batch_size)
         cost = forwards * seconds / (training.batch_size * first.objective.forwards)
         total += cost
+        updates.append(stage.updates)
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     print_wide(console, table)
     parameters = sum(p.numel() for p in network.parameters())
@@ -76,6 +77,8 @@ def print_plan(
     basis = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
     basis += " in fp32; fp16 is far slower on a CPU" if slow else ""
     say(console, "time", f"about {span(total)} on {device}: {basis}")
+    if warning := too_long(total, updates[0] if len(updates) == 1 else 0):
+        say(console, "note", warning)
     savings = [pair for pair in memory.savings if _field(pair[0]) in known]
     print_memory(console, replace(memory, savings=tuple(savings)), micro)
 
