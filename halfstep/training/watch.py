@@ -147,6 +147,7 @@ class Watch:
                 ("ratio" if k == "value" else k): v for k, v in decisions[stage.name].items()
             }
             gate = {"gate": {**numbers, "passed": float(passed)}}
+            self.trackers.start(self._before)  # of a stage that was trained before a crash
             self.trackers.log(dict(scalars(gate)), self._before)
         self._decided |= decisions.keys()
 

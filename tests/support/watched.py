@@ -26,8 +26,8 @@ def pipeline():
     return Pipeline(Denoiser(build("uvit", NET), Cosine(), V()), (1, 4, 4))
 
 
-def pictured(out, *, samples_every=3, callback=None, gate=None, log=(), **options):
+def pictured(out, *, samples_every=3, callback=None, gate=None, log=(), shard=False, **options):
     """A run from 8 steps to 4 and 2, of 7 and 14 updates, saved every 3 and drawn as often."""
     at = {"callback": callback} if callback else {}
-    watched = job(samples_every=samples_every, gate=gate, log=log, **at)
+    watched = job(samples_every=samples_every, gate=gate, log=log, shard=shard, **at)
     return halve(out, pipeline=pipeline(), data=images(), job=watched, method=METHOD, **options)

@@ -86,9 +86,23 @@ def test_a_run_that_goes_on_is_one_curve(tmp_path):
 
 
 def test_the_gate_s_decisions_are_logged_once(tmp_path):
-    for _ in range(2):
-        gate = Gate(lambda student, n: Interval(1.0, 0.9, 1.25), 2.0, tmp_path / "gate.json")
-        pictured(tmp_path, gate=gate, log=("tensorboard",))
+    """Also that on a stage which was trained before a crash; a finished run logs nothing again."""
+    crashes = [Crash]
+
+    def measure(student, n):
+        if crashes:
+            raise crashes.pop()
+        return Interval(1.0, 0.9, 1.25)
+
+    def run():
+        pictured(tmp_path, gate=Gate(measure, 2.0, tmp_path / "gate.json"), log=("tensorboard",))
+
+    with pytest.raises(Crash):
+        run()
+    run()
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    run()
+    assert sorted((tmp_path / "tensorboard").iterdir()) == files
     scalars, _ = events(tmp_path)
     assert scalars["gate/ratio"] == {7: 1.0, 21: 1.0}
     assert scalars["gate/high"] == {7: 1.25, 21: 1.25}

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import datetime, UTC
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from halfstep.training.ema import Average
 from halfstep.training.pace import memory_in_use, Pace
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.sample_grid import SampleGrid
+from halfstep.training.update import update
 from halfstep.training.watch import scalars
 from tests.support import latent_runs
 from tests.support.runs import (
@@ -72,24 +74,32 @@ def test_the_pace_is_samples_over_seconds_since_the_last_restart():
     assert pace.samples_per_second(12) == 12 / 2
 
 
-def test_pace_of_a_run_leaves_drawing_out(tmp_path, monkeypatch):
-    """24 seconds for a picture are no time of training."""
-    clock = {"now": 0.0}
-    monkeypatch.setattr(Pace.__init__, "__defaults__", (lambda: clock["now"],))
-    draw = SampleGrid.draw
+@pytest.mark.parametrize("samples_every, log_every", [(1, 4), (0, 7)])
+def test_pace_and_cost_of_a_run_leave_drawing_out(tmp_path, monkeypatch, samples_every, log_every):
+    """Updates of 2 seconds, pictures of 24."""
+    clock, draw = {"now": 0.0}, SampleGrid.draw
+
+    def now():
+        return clock["now"]
 
     def slow(self, student):
         clock["now"] += 24
         return draw(self, student)
 
-    class Ticking(At):
-        def step(self, update, rate):
-            clock["now"] += 2
+    def train(*given, **options):
+        clock["now"] += 2
+        return update(*given, **options)
 
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (now,))
+    monkeypatch.setattr("halfstep.training.watch.monotonic", now)
+    monkeypatch.setattr("halfstep.training.loop.time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr("halfstep.training.loop.update", train)
     monkeypatch.setattr(SampleGrid, "draw", slow)
-    pictured(tmp_path, samples_every=1, callback=Ticking("", 0, None))
-    paces = {line["samples_per_second"] for line in RunFolder(tmp_path).metrics if "loss" in line}
-    assert paces == {TRAINING.batch_size / 2}
+    pictured(tmp_path, samples_every=samples_every, log_every=log_every, save_every=100)
+    run = RunFolder.open(tmp_path)
+    paces = [line["samples_per_second"] for line in run.metrics if "loss" in line]
+    assert set(paces) == {TRAINING.batch_size / 2} and len(paces) == (21 if samples_every else 3)
+    assert run.cost["seconds"] == 2 * (7 + 14)
 
 
 def test_memory_is_that_of_this_process():
