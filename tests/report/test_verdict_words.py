@@ -151,6 +151,15 @@ def test_a_poor_teacher_is_said_first():
     assert {answer.good_enough for answer in typed(content).verdicts} == {"poor teacher"}
 
 
+def test_the_multiple_of_other_samples_is_not_said_of_their_floor():
+    content = with_rows(**{f"c{n}": (1.0, 0.01) for n in (8, 4, 2, 1)})
+    content["measure"] |= {"floor": 32.0, "samples": 500, "real": 10**9}
+    content["rows"][0]["distances"]["frechet_distance"] = measured(519.0, 0.01)
+    text = words.poor_teacher(typed(content))
+    assert "is 519 (514 to 524); with 2,000 samples it would be 62 times that of perfect" in text
+    assert pytest.approx(62, abs=0.5) == 1 + (519 - 32) / (32 / 4) and "32.0" not in text
+
+
 # ---- too few samples
 
 

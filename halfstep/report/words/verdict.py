@@ -8,6 +8,7 @@ from halfstep.evaluation.report_data import Report, Row
 from halfstep.evaluation.standing import Better, GoodEnough
 from halfstep.evaluation.verdicts import (
     against,
+    AT,
     best_baseline,
     decisive_ratio,
     floor_multiple,
@@ -101,11 +102,16 @@ def poor_teacher(report: Report) -> str:
     """A sentence if the teacher's distance is many times the floor; else empty."""
     if not is_poor(report):
         return ""
-    floor, times = report.measure.floor, floor_multiple(report) or 0.0
+    floor, times = report.measure.floor, figure(floor_multiple(report) or 0.0, 0)
+    if report.measure.samples == AT:
+        much = (
+            f", {times} times the {figure(floor, places([floor]))} that perfect samples would score"
+        )
+    else:
+        much = f"; with {AT:,} samples it would be {times} times that of perfect samples"
     return (
-        f"The teacher itself is poor: its Fréchet distance is {_distance(report.teacher)}, "
-        f"{figure(times, 0)} times the {figure(floor, places([floor]))} that perfect samples would score, "
-        "and no student of it is better: train the teacher for longer, then distil it."
+        f"The teacher itself is poor: its Fréchet distance is {_distance(report.teacher)}{much}, and no "
+        "student of it is better: train the teacher for longer, then distil it."
     )
 
 
