@@ -39,6 +39,7 @@ highlight_language = "python"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
+nb_merge_streams = True
 nb_execution_mode = "off"  # tests/test_tutorials.py executes it; the committed outputs are shown
 
 html_theme = "furo"

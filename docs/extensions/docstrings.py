@@ -144,7 +144,7 @@ def bounds(constraints: tuple[Any, ...]) -> Iterator[str]:
 
 def default_text(default: Any) -> str:
     """The default as one would write it, or nothing where it says nothing."""
-    if default is MISSING or default is None or default in ("", (), {}):
+    if default is MISSING or repr(default) in ("None", "''", "()", "{}"):
         return ""
     if inspect.isfunction(default) or inspect.isclass(default):
         return default.__name__

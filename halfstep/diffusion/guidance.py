@@ -129,9 +129,9 @@ def _patch_norms(x: Tensor, side: int) -> Tensor:
 
 
 class ClassifierGuided(_GuidedDenoiser):
-    """A denoiser pushed towards a class by a classifier of noisy images (Dhariwal & Nichol 2021, Alg. 2).
+    """A denoiser pushed towards a class by a classifier of noisy images: classifier guidance.
 
-    eps - scale * sigma * grad_x log p(label | x_t).
+    Dhariwal & Nichol 2021, Algorithm 2: eps - scale * sigma * grad_x log p(label | x_t).
 
     Args:
         denoiser: the denoiser that is guided.
