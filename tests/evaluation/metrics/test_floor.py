@@ -8,6 +8,8 @@ import torch
 from halfstep.errors import DataError
 from halfstep.evaluation import frechet_distance, sampling_floor
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval
+from halfstep.evaluation.metrics.distances import factor
+from halfstep.evaluation.metrics.floor import _factor
 from tests.support.denoisers import seeded
 
 SIZE = 6
@@ -102,3 +104,10 @@ def test_a_class_of_one_row_and_fewer_samples_than_classes():
     labels = torch.tensor([0, 1, 1, 2, 2, 2, 2])
     assert sampling_floor(real, 30, labels=labels) > 0
     assert sampling_floor(real, 2, labels=labels) > sampling_floor(real, 30, labels=labels)
+
+
+def test_even_weights_give_the_mean_and_covariance_of_a_distance():
+    rows = in_turn(9, 1)
+    (mean, root), (even_mean, even) = factor(rows), _factor(rows, torch.full((9,), 1 / 9))
+    assert torch.allclose(even_mean, mean, rtol=1e-6)
+    assert torch.allclose(even.T @ even, root.T @ root, rtol=1e-6, atol=1e-6)
