@@ -35,7 +35,7 @@ def seconds_per_update(
     size = training.micro_batch_size or training.batch_size
     student = stage.student
     for module in (student, *([] if offloaded else stage.objective.networks)):
-        _in_fp32(unwrap(module.to(device)), device)
+        _in_bf16(unwrap(module.to(device)), device)
 
     def timed(count: int) -> float:
         batch = data.batch(torch.arange(count) % len(data)).to(device)
@@ -51,10 +51,11 @@ def seconds_per_update(
     return seconds / count * training.batch_size, count
 
 
-def _in_fp32(module: torch.nn.Module, device: torch.device) -> None:
-    """Use fp32 on a CPU, where fp16 takes many times as long, too long for timing a large network."""
+def _in_bf16(module: torch.nn.Module, device: torch.device) -> None:
+    """Use bf16 on a CPU, where fp16 takes many times as long: as many bytes, of activations too."""
     if is_slow(module, device):
-        module.float().autocast = None  # type: ignore[assignment]  # not a module
+        module._apply(lambda t: t.bfloat16() if t.dtype == torch.float16 else t)
+        module.autocast = torch.bfloat16  # type: ignore[assignment]  # not a module
 
 
 def is_slow(module: torch.nn.Module, device: torch.device) -> bool:

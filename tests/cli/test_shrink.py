@@ -86,7 +86,7 @@ def test_a_rehearsal_and_refusals(place, tmp_path, halfstep):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_narrower_student_is_timed_in_fp32(place):
+def test_a_narrower_student_is_timed_in_bf16(place):
     pipeline = Pipeline.load(place)
     method = Shrink(student={"embed_dim": 4}, feature_weight=0.1)
     [stage] = method.stages(DenoiserOnly(pipeline.denoiser, pipeline.null))
@@ -95,7 +95,7 @@ def test_a_narrower_student_is_timed_in_fp32(place):
     dtypes = []
     student.register_forward_pre_hook(lambda *_: dtypes.append(student.autocast))
     seconds_per_update(stage, load("digits"), TrainingConfig(batch_size=4), torch.device("cpu"))
-    assert dtypes and set(dtypes) == {None} and student is not stage.student
+    assert dtypes and set(dtypes) == {torch.bfloat16} and student is not stage.student
 
 
 def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep):
@@ -107,9 +107,21 @@ def test_a_rehearsal_of_a_narrower_student_is_about_the_student(place, halfstep)
     for features in (0, 0.1):
         status, out, err = halfstep(words, f"--feature-weight {features} --precision fp16", *QUICK)
         assert status == 0, err
-        assert "in fp32; fp16 is far slower on a CPU" in out
+        assert "in bf16; fp16 is far slower on a CPU" in out
         networks += [line for line in out.splitlines() if line.startswith("network")]
     assert networks[0] == networks[1] and "parameters" in networks[0]
+
+
+def test_a_rehearsal_of_fp16_tells_the_bytes_of_two_a_weight(place, halfstep):
+    words = f"distill progressive --start 4 --tolerance 0 --teacher {place} --data digits --out x"
+    told = []
+    for precision in ("bf16", "fp16"):
+        status, out, err = halfstep(
+            words, f"--lora-rank 1 --precision {precision} --dry-run", *QUICK
+        )
+        assert status == 0, err
+        told.append([line for line in out.splitlines() if line.startswith(("memory", "  "))])
+    assert told[0] == told[1] and any(line.startswith("  teacher") for line in told[0])
 
 
 def test_a_rehearsal_tells_of_the_savings_by_the_commands_own_options(place, halfstep, monkeypatch):

@@ -307,5 +307,5 @@ def test_a_published_recipe_is_rehearsed_in_seconds(cli):
     status, out, err = cli(*words)
     assert status == 0 and not err, err
     match = re.search(r"^time +about (.+) on cpu, .*: an estimate from (\d+) samples", out, re.M)
-    assert match and 2 <= int(match[2]) < 10**6 and "in fp32; fp16 is far slower on a CPU" in out
+    assert match and 2 <= int(match[2]) < 10**6 and "in bf16; fp16 is far slower on a CPU" in out
     assert not Path("x").exists()

@@ -132,7 +132,7 @@ MUTANTS = (
     *of(
         "workflows/dry_run",
         "cli/shrink",
-        ("_in_fp32(unwrap(module.to(device)), device)", "_in_fp32(module.to(device), device)"),
+        ("_in_bf16(unwrap(module.to(device)), device)", "_in_bf16(module.to(device), device)"),
     ),
     *of(
         "workflows/run_options",

@@ -75,7 +75,7 @@ def print_plan(
     say(console, "data", f"{count} of shape {list(data.shape)}")
     device = f"{processes.device}, {torch.get_num_threads()} threads"
     basis = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
-    basis += " in fp32; fp16 is far slower on a CPU" if slow else ""
+    basis += " in bf16; fp16 is far slower on a CPU" if slow else ""
     say(console, "time", f"about {span(total)} on {device}: {basis}")
     if warning := too_long(total, updates[0] if len(updates) == 1 else 0):
         say(console, "note", warning)
