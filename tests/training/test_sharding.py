@@ -134,7 +134,7 @@ if world == 2:
     keep("guided", case.guided(folder / "guided", job(shard=True)))
     keep("trained", case.trained(folder / "trained", job(shard=True)))
     keep("normed", case.of_own("Normed", folder / "normed", job(shard=True)))
-    keep("lora", case.adapted(folder / "lora", job(shard=True)))
+    keep("two loras", case.adapted(folder / "two loras", job(shard=True)))
     found["lora"] = states[0]
     half = case.adapted(folder / "half", job(shard=True), **case.HALF)
     found["half"] = half.sample(3).tolist()
@@ -259,7 +259,7 @@ def one(name, out):
         return run(out, **CASES[name])
     if name == "two":
         return run(out, method=TWO)
-    others = {"narrower": narrower, "guided": guided, "trained": trained, "lora": adapted}
+    others = {"narrower": narrower, "guided": guided, "trained": trained, "two loras": adapted}
     return others[name](out, job=job())
 
 
@@ -277,7 +277,7 @@ def losses(out):
 
 @pytest.mark.slow
 class TestSeveralProcesses:
-    @pytest.mark.parametrize("name", [*CASES, "two", "narrower", "guided", "trained", "lora"])
+    @pytest.mark.parametrize("name", [*CASES, "two", "narrower", "guided", "trained", "two loras"])
     def test_losses_and_weights_are_those_of_one(self, launches, tmp_path, name):
         found, runs = launches
         student = one(name, tmp_path / "one")
