@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits, make_moons
 
 from halfstep.data import load, shape_advice
 from halfstep.data.sources.toy import two_moons
@@ -30,6 +29,8 @@ def test_digits():
 
 
 def test_digits_are_the_ones_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     data = load("digits")
     torch.testing.assert_close(
@@ -40,6 +41,8 @@ def test_digits_are_the_ones_of_scikit_learn():
 
 @pytest.mark.parametrize("samples", [2, 3, 777, 10_000])
 def test_two_moons_are_the_ones_of_scikit_learn_to_the_bit(samples):
+    from sklearn.datasets import make_moons
+
     points, labels = make_moons(samples, noise=0.05, random_state=0)
     points = (points - points.mean(0)) / points.std(0)
     data = two_moons(samples)

@@ -3,8 +3,8 @@
 import copy
 
 import numpy as np
-from sklearn.datasets import load_digits
 
+from halfstep.data import load
 from halfstep.evaluation.report_files import parse_report, read_report
 from halfstep.evaluation.report_rows import Comparison
 from halfstep.report.words.headline import summarised
@@ -123,17 +123,22 @@ def rows_of(found, role):
     )
 
 
+def digits_of(count):
+    """The first digits, float [count, 8, 8, 1] from 0 to 255."""
+    return load("digits").values[:count].permute(0, 2, 3, 1).double().numpy()
+
+
 def pictures():
     """The arrays of RUN/report.npz: 8 x 8 grey digits, noisier the fewer the steps."""
     rng = np.random.default_rng(0)
-    digits = np.round(load_digits().images[:12, ..., None] * 255 / 16)
+    digits = digits_of(12)
     labels = ["teacher, 64 steps", "8 steps", "4 steps", "2 steps", "1 step"]
     stack = np.stack([digits + k * 6 * rng.normal(size=digits.shape) for k in range(5)])
     worst = np.stack([digits[:6], digits[6:]], axis=1)
     return {
         "grid": stack.clip(0, 255).astype(np.uint8),
         "grid_labels": np.array(labels),
-        "grid_classes": np.array([str(digit) for digit in load_digits().target[:12]]),
+        "grid_classes": np.array([str(digit) for digit in load("digits").labels[:12].tolist()]),
         "worst": worst.clip(0, 255).astype(np.uint8),
         "worst_labels": np.array([f"seed {k}, error {0.31 - 0.02 * k:.2f}" for k in range(6)]),
     }
@@ -294,7 +299,7 @@ def _guided_row(scale, steps, calls, floor, times, to_data, score):
 def guided_pictures(seeds=10):
     """Those of `pictures`, and digits with more contrast the larger the scale."""
     rng = np.random.default_rng(0)
-    digits = np.round(load_digits().images[:seeds, ..., None] * 255 / 16) - 90
+    digits = digits_of(seeds) - 90
     noise = rng.normal(size=digits.shape)
     stack = [[digits * s + 90 + 8 * k * noise for k in range(1 + len(TIMES))] for s in FINE]
     return pictures() | {

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import log_loss
 from torch import nn
 
 from halfstep.data import Dataset
@@ -70,6 +69,8 @@ def test_no_score_depends_on_the_batch(batch):
 
 
 def test_the_numbers_are_scikit_learns():
+    from sklearn.metrics import log_loss
+
     dataset, classifier = data(), net()
     classifier.train()
     logits, labels = answers(classifier, dataset, batch=13)

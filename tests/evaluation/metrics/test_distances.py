@@ -8,8 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics.pairwise import polynomial_kernel
-from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
@@ -95,6 +93,8 @@ def test_kernel_distance_of_identical_sets():
 
 @pytest.mark.parametrize("n, m, size", [(40, 40, 7), (15, 29, 3), (2, 3, 1)])
 def test_kernel_distance_agrees_with_scikit_learn(n, m, size, small_chunks):
+    from sklearn.metrics.pairwise import polynomial_kernel
+
     a, b = normal(n, size, 1), 1.4 * normal(m, size, 2) + 0.3
     aa, ab, bb = (polynomial_kernel(x, y, degree=3) for x, y in ((a, a), (a, b), (b, b)))
     biased = aa.mean() + bb.mean() - 2 * ab.mean()
@@ -196,6 +196,7 @@ def test_precision_and_recall_by_hand():
 
 def second(real, fake, k):
     """Kynkäänniemi et al. 2019 by scikit-learn's brute force."""
+    from sklearn.neighbors import NearestNeighbors
 
     def inside(balls, points):
         result = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(balls)
