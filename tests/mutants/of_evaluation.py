@@ -194,7 +194,7 @@ MUTANTS = (
             "memorisation(samples.features, scorer.real_features, held_out)",
             "memorisation(held_out, scorer.real_features, samples.features)",
         ),
-        ("precision_recall_intervals(few, fake)", "precision_recall_intervals(fake, few)"),
+        ("precision_recall_intervals(few, fake,", "precision_recall_intervals(fake, few,"),
         (
             "[bytes_of(full[worst]), bytes_of(last[worst])]",
             "[bytes_of(last[worst]), bytes_of(full[worst])]",
