@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "encode": ("encode images to noise, to decode or edit them", {}),
     "evaluate": ("evaluate a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("write the report of a run, one page", {}),
+    "play": ("open a page that draws teacher beside student: seed, class, steps, guidance", {}),
     "runs": ("list the runs in a folder: method, steps kept, ratio, state, time left", {}),
     "compress": (
         "quantise a student to int8 or prune it, and measure the loss",

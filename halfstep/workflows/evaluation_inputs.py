@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,8 @@ class EvaluationInputs:
     beside: Sequence[Path | str]
     net: str | None
     verify: bool
+    verb: ClassVar[str] = "evaluate"
+    """The command that an error names."""
 
     def __post_init__(self) -> None:
         if self.data is None and "data" not in self.run.config:
@@ -98,13 +101,13 @@ class EvaluationInputs:
                 raise ConfigError(
                     f"the teacher of '{self.run.folder}' is not "
                     f"{f'at {found}' if found else 'named in it'}: write "
-                    f"halfstep evaluate {self.run.folder} --teacher FOLDER"
+                    f"halfstep {self.verb} {self.run.folder} --teacher FOLDER"
                 )
             teacher, place = self._located_teacher(found), found
         if students and digest_of(teacher.denoiser)[:16] != self.run.options.get("teacher"):
             raise ConfigError(
                 f"'{place}' is not the teacher that '{self.run.folder}' was made from, its weights differ: "
-                f"write halfstep evaluate {self.run.folder} --teacher FOLDER with the one that was"
+                f"write halfstep {self.verb} {self.run.folder} --teacher FOLDER with the one that was"
             )
         return teacher
 

@@ -29,6 +29,7 @@ from halfstep.workflows.distill_classifier import DistillClassifierConfig
 from halfstep.workflows.encode import EncodeConfig
 from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.latents import LatentsConfig
+from halfstep.workflows.play import PlayConfig
 from halfstep.workflows.sample import SampleConfig
 from halfstep.workflows.train_classifier import TrainClassifierConfig
 from halfstep.workflows.train_codec import TrainCodecConfig
@@ -45,6 +46,7 @@ KINDS = {
     "encode": EncodeConfig,
     "evaluate": Evaluate,
     "report": Report,
+    "play": PlayConfig,
     "runs": RunsOptions,
     "grid": GridOptions,
     "compress": CompressConfig,
@@ -92,6 +94,7 @@ FEW = (
     "export",
     "demo",
     "report",
+    "play",
     "runs",
     "grid",
 )
@@ -129,6 +132,7 @@ EXAMPLES = {
     "evaluate": ["halfstep evaluate runs/digits", "halfstep evaluate --compare runs/a runs/b"],
     "report": ["halfstep report runs/digits"],
     "completion": ["halfstep completion bash"],
+    "play": ["halfstep play", "halfstep play runs/digits"],
     "runs": ["halfstep runs runs/", "halfstep runs runs/ --html --watch"],
     "grid": ["halfstep grid stable-diffusion/", "halfstep grid flux/ --steps 4 8 --tokens 1024"],
     "compress": [

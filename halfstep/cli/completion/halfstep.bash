@@ -7,7 +7,7 @@
 
 _shtab_halfstep_train_subparsers=(denoiser classifier codec)
 _shtab_halfstep_distill_subparsers=(progressive guided stochastic encoder shrink plan reparameterise knowledge)
-_shtab_halfstep_subparsers=(demo train distill latents sample encode evaluate report runs compress grid export completion)
+_shtab_halfstep_subparsers=(demo train distill latents sample encode evaluate report play runs compress grid export completion)
 
 _shtab_halfstep_demo_option_strings=(--guided --out --quick --from-scratch --seed --n --device --config --help)
 _shtab_halfstep_train_denoiser_option_strings=(--out --device --extend --from-previous --dry-run --log --samples-every --data --size --channels --flip --skip-bad --net --net-config --labels --texts --predicts --noise-schedule --schedule-config --time-of --time-scale --time-offset --sampling-clip --updates --weighting --levels --drop-labels --batch-size --micro-batch-size --learning-rate --learning-rate-schedule --warmup --optimiser --betas --weight-decay --max-grad-norm --ema --precision --compile --save-every --log-every --seed --shard --preset --config --help)
@@ -28,6 +28,7 @@ _shtab_halfstep_sample_option_strings=(--teacher-config --family --model --weigh
 _shtab_halfstep_encode_option_strings=(--teacher-config --family --model --weights --codec --text --images --out --n --first --steps --labels --prompt --prompts --negative-prompt --negative-prompts --guidance-scale --batch-size --device --net --config --help)
 _shtab_halfstep_evaluate_option_strings=(--beside --compare --teacher --teacher-config --family --net --features --data --verify --held-out --device --samples --seed --full --full-sampler --counts --baselines --metrics --guidance-scales --shown --split-samples --cost-rounds --config --help)
 _shtab_halfstep_report_option_strings=(--config --help)
+_shtab_halfstep_play_option_strings=(--teacher --host --port --device --net --config --help)
 _shtab_halfstep_runs_option_strings=(--html --watch --config --help)
 _shtab_halfstep_compress_option_strings=(--int8 --prune --prune-rows --steps --out --teacher --teacher-config --family --data --verify --net --features --device --evaluate --no-evaluate --samples --seed --full --full-sampler --counts --baselines --metrics --guidance-scales --shown --split-samples --cost-rounds --config --help)
 _shtab_halfstep_grid_option_strings=(--steps --tokens --json --config --help)
@@ -165,6 +166,8 @@ _shtab_halfstep_evaluate___held_out_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_evaluate___config_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_report_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_report___config_COMPGEN=_shtab_compgen_files
+_shtab_halfstep_play___teacher_COMPGEN=_shtab_compgen_files
+_shtab_halfstep_play___config_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_runs_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_runs___config_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_compress_pos_0_COMPGEN=_shtab_compgen_files
@@ -238,7 +241,7 @@ _shtab_halfstep_distill_pos_0_choices=(progressive guided stochastic encoder shr
 _shtab_halfstep_export___dtype_choices=(float32 float16 bfloat16)
 _shtab_halfstep_export___format_choices=(pipeline torch-export onnx diffusers lora comfyui)
 _shtab_halfstep_completion_pos_0_choices=(bash zsh tcsh)
-_shtab_halfstep_pos_0_choices=(demo train distill latents sample encode evaluate report runs compress grid export completion)
+_shtab_halfstep_pos_0_choices=(demo train distill latents sample encode evaluate report play runs compress grid export completion)
 
 _shtab_halfstep_demo___guided_nargs=0
 _shtab_halfstep_demo___quick_nargs=0
@@ -423,6 +426,7 @@ _shtab_halfstep_evaluate___metrics_nargs='*'
 _shtab_halfstep_evaluate___guidance_scales_nargs='*'
 _shtab_halfstep_evaluate___help_nargs=0
 _shtab_halfstep_report___help_nargs=0
+_shtab_halfstep_play___help_nargs=0
 _shtab_halfstep_runs___html_nargs=0
 _shtab_halfstep_runs___watch_nargs=0
 _shtab_halfstep_runs___help_nargs=0

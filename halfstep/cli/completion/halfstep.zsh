@@ -19,6 +19,7 @@ _shtab_halfstep_commands() {
     export:'export one student, as a folder or a torch program'
     grid:'timesteps and sigmas of a diffusers folder in diffusers and ComfyUI'
     latents:'encode images once, for a model of latents'
+    play:'open a page that draws teacher beside student: seed, class, steps, guidance'
     report:'write the report of a run, one page'
     runs:'list the runs in a folder: method, steps kept, ratio, state, time left'
     sample:'draw images from a teacher, a student or a published model'
@@ -727,6 +728,20 @@ _shtab_halfstep_latents_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_halfstep_latents_defaults_added=0
 
+_shtab_halfstep_play_options=(
+  "--teacher[The teacher\'s folder, if it is no longer where the run was told.]:teacher:_files"
+  "--host[Address that the page is served at\; 0.0.0.0 serves every computer that reaches this one.]:host:"
+  "--port[Port that the page is served at\; 0 takes a free one.]:port:"
+  "--device[auto, or one by name.]:device:"
+  "--net[package.module\:function, if the network is one of your own.]:net:"
+  "--config[options from a TOML file]:config:_files"
+  "--help[print all options]"
+  ":The run, with at least one finished student:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_halfstep_play_defaults_added=0
+
 _shtab_halfstep_report_options=(
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
@@ -962,6 +977,7 @@ _shtab_halfstep() {
         export) _arguments -C -s $_shtab_halfstep_export_options ;;
         grid) _arguments -C -s $_shtab_halfstep_grid_options ;;
         latents) _arguments -C -s $_shtab_halfstep_latents_options ;;
+        play) _arguments -C -s $_shtab_halfstep_play_options ;;
         report) _arguments -C -s $_shtab_halfstep_report_options ;;
         runs) _arguments -C -s $_shtab_halfstep_runs_options ;;
         sample) _arguments -C -s $_shtab_halfstep_sample_options ;;
