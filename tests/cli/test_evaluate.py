@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,18 @@ def test_the_table_says_every_row_and_what_a_perfect_one_would_score(digits, cli
     assert [row["name"] for row in report["rows"]] == [
         "teacher, 4 steps", "teacher, ddim, 1 step", "student, 1 step",
     ]  # fmt: skip
+    lines = out.splitlines()
+    assert (
+        max(map(len, lines[: lines.index(next(x for x in lines if x.startswith("floor")))])) <= 80
+    )
     for row in report["rows"]:
-        line, *verdicts = (x for x in out.splitlines() if x.startswith(f"{row['name']} "))
+        found = [pair for pair in pairwise(lines) if pair[0].startswith(f"{row['name']} ")]
+        (value, ends), *verdicts = found
         assert len(verdicts) == (row["role"] == "student")
-        assert str(Interval(**row["distances"]["frechet_distance"])) in line
-        assert row["role"] == "teacher" or str(Interval(**row["ratio"])) in line
+        shown = [row["distances"]["frechet_distance"]]
+        shown += [] if row["role"] == "teacher" else [row["ratio"]]
+        for number, _, interval in (str(Interval(**one)).partition(" ") for one in shown):
+            assert number in value and interval in ends
     assert f"verdict   {report['headline']}" in out and report["verdict"] in " ".join(out.split())
     assert "report    run/report.html" in out
     assert f"{report['measure']['floor']:.3f} is what 64 perfect samples would score" in out
@@ -201,7 +209,7 @@ def test_features_and_networks_of_ones_own_from_the_current_folder(cli, tmp_path
         assert cli("train", "denoiser", *net, *words)[0] == 0
         status, out, err = cli(*halving("t", "d", *net, *features, "--stop", 4))
         assert status == 0, err
-        command = re.search(r"^evaluate +halfstep (.*)$", out, re.MULTILINE)[1]
+        command = re.search(r"^next +halfstep (evaluate .*)$", out, re.MULTILINE)[1]
         sys.path[:] = before
         sys.modules.pop("own_features")
         status, out, err = cli(*command.split(), *features, *BRIEF)

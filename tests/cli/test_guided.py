@@ -63,7 +63,7 @@ def test_a_run_is_a_range_of_scales_and_is_finished(folder, cli):
     assert re.search(
         r"halfstep sample \S+ --steps 1 --guidance-scale 3.5 --out \S+/s/samples", squeezed
     )
-    assert re.search(r"evaluate +halfstep evaluate \S+/s", squeezed)
+    assert re.search(r"next +halfstep evaluate \S+/s", squeezed)
 
 
 def test_a_run_is_judged_against_its_guided_teacher(folder, cli, monkeypatch):

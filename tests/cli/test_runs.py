@@ -56,7 +56,8 @@ def test_the_next_command(cli, moons, tmp_path):
 
     stopped = row("s", state="stopped")
     stopped.folder.mkdir()
-    assert next_command([stopped], tmp_path) is None  # from Python
+    wanted = "halfstep distill progressive --teacher TEACHER --data DATA --start 64 --out STUDENT"
+    assert next_command([stopped], tmp_path) == wanted  # a run from Python
     (stopped.folder / "config.toml").touch()
     wanted = f"halfstep distill guided --config {tmp_path}/s/config.toml"
     assert next_command([stopped], tmp_path) == wanted

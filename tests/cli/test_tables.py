@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from halfstep.cli.commands.compress import print_classifiers
 from halfstep.cli.console import tables
-from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.columns import Columns, print_wide, say_words
 from halfstep.cli.console.progress import terminal
 from halfstep.cli.console.verdicts import print_verdict
 from halfstep.evaluation.metrics.bootstrap import Interval
@@ -203,8 +204,42 @@ def test_the_headline_and_the_sentence_follow_a_table_of_80_columns(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[: 1 + len(REPORT.verdicts)])) <= 80
     rest = [" ".join(line.split()) for line in lines[1 + len(REPORT.verdicts) :]]
-    assert rest[0] == f"verdict {REPORT.headline}" and REPORT.verdict in " ".join(rest)
-    assert rest[-1].startswith("samples 2,000 samples cannot tell whether the student is better")
+    assert max(map(len, lines)) <= 80
+    assert " ".join(rest).startswith(f"verdict {REPORT.headline}") and REPORT.verdict in " ".join(
+        rest
+    )
+    assert "samples 2,000 samples cannot tell whether the student is better" in " ".join(rest)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_that_is_too_wide_is_folded_and_then_stacked(width):
+    def lines(columns):
+        console = Console(width=width, file=io.StringIO(), highlight=False, markup=False)
+        table = Columns("", *(f"a long head {k}" for k in range(columns)))
+        table.add_row("first", *(f"0.{k}23 (0.101 to 0.199)" for k in range(columns)))
+        table.add_row("second", *[""] * columns)
+        print_wide(console, table)
+        return console.file.getvalue().splitlines()
+
+    two, four, nine = lines(2), lines(4), lines(9)
+    assert all(max(map(len, each)) <= max(width, 80) for each in (two, four, nine))
+    assert "0.123 (0.101 to 0.199)" in two[1]
+    if width < 200:
+        assert four[0].split() == ["a", "long", "a", "long", "a", "long", "a", "long"]
+        assert "0.323" in four[2] and four[3].count("(0.101 to 0.199)") == 4
+        assert nine[0] == "first" and nine[-1] == "second" and len(nine) == 11
+        assert nine[9].split(maxsplit=4) == ["a", "long", "head", "8", "0.823 (0.101 to 0.199)"]
+    else:
+        assert "0.323 (0.101 to 0.199)" in four[1]
+
+
+def test_sentences_break_at_words():
+    console = Console(width=80, file=io.StringIO())
+    say_words(console, "verdict", "eight steps keep the quality " * 8)
+    first, *rest = console.file.getvalue().splitlines()
+    assert first.startswith("verdict   eight") and all(line.startswith(" " * 10) for line in rest)
+    assert max(map(len, [first, *rest])) <= 80
+    assert " ".join([first, *rest]).split()[1:] == ("eight steps keep the quality " * 8).split()
 
 
 def test_every_way_of_printing_a_table(capsys):

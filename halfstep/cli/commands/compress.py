@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.next_command import beside, net_words, say_next
 from halfstep.cli.console.progress import counting, say, terminal
 from halfstep.cli.console.tables import print_compressed, print_rows, say_report
 from halfstep.cli.parse import parse
@@ -32,6 +33,12 @@ def main(argv: Sequence[str]) -> int:
     if compressed.classifiers:
         print_classifiers(console, compressed.classifiers)
         say(console, "numbers", folder / ACCURACY)
+    if compressed.students and not compressed.classifiers:
+        place = compressed.students[0].folder
+        words = "sample", place, "--out", beside(place, "samples")
+        say_next(console, *words, *net_words(config.net))
+    else:
+        say_next(console, "runs", folder.parent)
     return 0
 
 

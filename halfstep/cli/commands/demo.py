@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from halfstep.cli.commands.demo_guided import demo_guided
+from halfstep.cli.console.next_command import say_next
 from halfstep.cli.console.progress import Bars, counting, say, terminal
 from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_demo, say_report
@@ -40,4 +41,5 @@ def main(argv: Sequence[str]) -> int:
     ):
         if (config.folder / name).exists():
             say(console, label, config.folder / name)
+    say_next(console, "train", "denoiser", "--data", "FOLDER", "--size", 32, "--out", "TEACHER")
     return 0

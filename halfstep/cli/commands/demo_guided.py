@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from halfstep.cli.console.next_command import say_next
 from halfstep.cli.console.progress import Bars, counting, say
 from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_guided, say_report
@@ -33,4 +34,6 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
     say(console, "slider", config.folder / "slider.html")
     say_report(console, config.folder / "report.html")
     say(console, "numbers", config.folder / "results.json")
+    words = "--data", "FOLDER", "--size", 32, "--labels", "--drop-labels", 0.1
+    say_next(console, "train", "denoiser", *words, "--out", "TEACHER")
     return 0

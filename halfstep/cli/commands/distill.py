@@ -11,6 +11,7 @@ from rich.console import Console
 
 from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
 from halfstep.cli.commands.no_data import walks_of, without_data
+from halfstep.cli.console.next_command import beside, say_halving
 from halfstep.cli.console.progress import counting, loading, reading, say, terminal
 from halfstep.cli.console.run_lines import (
     describe,
@@ -188,7 +189,7 @@ def main(name: str, argv: Sequence[str]) -> int:
             "best",
             "none passed the gate: train longer (--updates), or halve without (--tolerance 0)",
         )
-    _print(console, folder, student, net_option(options.teacher.net), best, without_data=none)
+    _print(console, folder, student, options.teacher.net, best, without_data=none)
     return 0
 
 
@@ -275,15 +276,15 @@ def _before_data(
 
 
 def _print(
-    console: Console, folder: FolderOptions, student: Pipeline, net: str, best: int | None,
-    *, without_data: bool,
+    console: Console, folder: FolderOptions, student: Pipeline, named_net: str | None,
+    best: int | None, *, without_data: bool,
 ) -> None:  # fmt: skip
     """Print the students' folders, and the commands that sample and evaluate the best or the last one.
 
     best          steps of the last student that passed the gate
     without_data  whether the run has no data that it could be evaluated with
     """
-    made = (folder.out / "stages").glob("[!.]*/pipeline.json")
+    net, made = net_option(named_net), (folder.out / "stages").glob("[!.]*/pipeline.json")
     for stage in sorted((path.parent for path in made), reverse=True):  # many steps first
         say(console, "student", stage)
     if best:
@@ -302,4 +303,6 @@ def _print(
         say(console, "look", f"halfstep sample {out}{steps}{scale} --out {out}/samples{net}")
     if student.times:
         data = " --data DATA" if without_data else ""
-        say(console, "evaluate", f"halfstep evaluate {out}{net}{data}")
+        say(console, "next", f"halfstep evaluate {out}{net}{data}")
+    else:
+        say_halving(console, folder.out, beside(folder.out, "student"), net=named_net)

@@ -1,11 +1,14 @@
 """`halfstep distill knowledge`."""
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from halfstep.cli.console.next_command import beside, say_next
 from halfstep.cli.console.progress import counting, reading, say, terminal
 from halfstep.cli.console.run_lines import (
+    as_typed,
     describe_data,
     held_out_name,
     parameters_of,
@@ -45,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     say(console, "at", folder.out / "stages" / "student")
     if (comparison := prepared.compare(student)) is not None:
         _print(console, config, comparison)
+    data = shlex.split(as_typed(config.dataset))
+    say_next(console, "compress", folder.out, "--int8", *data, "--out", beside(folder.out, "int8"))
     return 0
 
 

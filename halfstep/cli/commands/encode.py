@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     say(console, "noise", encoded.path)
     if encoded.picture is not None:
         say(console, "all", f"{encoded.picture}: images above, their noise below")
-    say(console, "look", _decode_command(job))
+    say(console, "next", _decode_command(job))
     return 0
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from halfstep.cli.console.next_command import say_export, say_next
 from halfstep.cli.console.progress import counting, terminal
 from halfstep.cli.console.tables import compare, print_report, say_report
 from halfstep.cli.console.verdicts import print_verdict
@@ -53,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
     console = terminal()
     options = parse(Evaluate, argv, prog="halfstep evaluate")
     if options.compare:
-        return compare(console, [*options.run, *options.compare])
+        runs = [*options.run, *options.compare]
+        status = compare(console, runs)
+        say_next(console, "report", runs[0])
+        return status
     if len(options.run) != 1:
         raise ConfigError(
             f"evaluate takes one run, got {len(options.run)}: write halfstep evaluate RUN, or "
@@ -65,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     print_report(console, report)
     print_verdict(console, report)
     say_report(console, run / "report.html")
+    say_export(console, run, net=options.net)
     return 0
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from rich.console import Console
+
+from halfstep.cli.console.next_command import beside, net_words, say_next
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
 from halfstep.workflows.export import export
@@ -23,4 +26,16 @@ def main(argv: Sequence[str]) -> int:
         say(console, "written", f"{path} ({path.stat().st_size:,} bytes)")
     if exported.pushed is not None:
         say(console, "uploaded", exported.pushed)
+    _say_next(console, config)
     return 0
+
+
+def _say_next(console: Console, config: ExportConfig) -> None:
+    """Use the student: sample from its folder, or see the grid of a folder of diffusers."""
+    if (config.out / "pipeline.json").exists():
+        words = "sample", config.out, "--out", beside(config.out, "samples")
+        say_next(console, *words, *net_words(config.net))
+    elif (config.out / "model_index.json").exists():
+        say_next(console, "grid", config.out)
+    else:
+        say_next(console, "runs", config.run.parent)

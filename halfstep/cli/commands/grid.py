@@ -9,6 +9,7 @@ from textwrap import wrap
 from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.next_command import beside, say_next
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
 from halfstep.config.fields import flat
@@ -47,6 +48,13 @@ def main(argv: Sequence[str]) -> int:
         groups = result.groups(steps)
         for k, group in enumerate(groups, start=1):
             _print_group(console, k, group, groups[0][0])
+    if result.pipeline:
+        folder = options["folder"]
+        say_next(
+            console, "sample", folder, "--steps", counts[0], "--out", beside(folder, "samples")
+        )
+    else:
+        say_next(console, "grid", options["folder"], "--json")
     return 0
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from halfstep.cli.console.next_command import say_export
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.console.tables import say_report
 from halfstep.cli.console.verdicts import print_verdict
@@ -37,4 +38,5 @@ def main(argv: Sequence[str]) -> int:
     say_report(console, page)
     if "guided" in report.pictures:
         say(console, "slider", page.with_name("slider.html"))
+    say_export(console, options.run)
     return 0

@@ -42,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
         console.print()
     if page is not None:
         say(console, "page", page)
-    if command := next_command(rows, options.folder):
-        say(console, "next", command)
+    say(console, "next", next_command(rows, options.folder))
     return 0
 
 
@@ -68,8 +67,11 @@ def print_runs(console: Console, rows: Sequence[RunRow]) -> None:
             say(console, "damaged", row.damage)
 
 
-def next_command(rows: Sequence[RunRow], folder: Path) -> str | None:
-    """The command to type next: evaluate a finished run, go on with a stopped one, or export a student."""
+def next_command(rows: Sequence[RunRow], folder: Path) -> str:
+    """The command to type next: evaluate a finished run, go on with a stopped one, or export a student.
+
+    Of a teacher alone, halve its steps.
+    """
     students = [row for row in rows if row.steps is not None and row.state == "finished"]
     stopped = [row for row in rows if row.state == "stopped"]
     for row in students:
@@ -83,4 +85,6 @@ def next_command(rows: Sequence[RunRow], folder: Path) -> str | None:
     for row in students:
         out = shlex.quote(str(row.folder))
         return f"halfstep export {out} --out {out}-{row.steps}-steps"
-    return None
+    teachers = [row.folder for row in rows if row.method == "train denoiser"]
+    teacher = shlex.quote(str(teachers[0])) if teachers else "TEACHER"
+    return f"halfstep distill progressive --teacher {teacher} --data DATA --start 64 --out STUDENT"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from halfstep.cli.console.next_command import say_after_samples
 from halfstep.cli.console.progress import counting, reading, say, terminal
 from halfstep.cli.parse import parse
 from halfstep.workflows.sample import prepare_sample, SampleConfig
@@ -23,4 +24,5 @@ def main(argv: Sequence[str]) -> int:
         say(console, "all", sampled.grid)
     if sampled.npz is not None:
         say(console, "numbers", sampled.npz)
+    say_after_samples(console, config.pipeline, net=config.net)
     return 0

@@ -1,11 +1,14 @@
 """`halfstep train classifier`."""
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from halfstep.cli.console.next_command import beside, say_next
 from halfstep.cli.console.progress import counting, reading, say, terminal
 from halfstep.cli.console.run_lines import (
+    as_typed,
     describe_data,
     held_out_name,
     parameters_of,
@@ -44,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     else:
         _print(console, scores, held_out_name(config.images))
     say(console, "at", folder.out / "stages" / "classifier")
+    data = shlex.split(as_typed(config.dataset))
+    words = "--teacher", folder.out, *data, "--net", "toy-student", "--out"
+    say_next(console, "distill", "knowledge", *words, beside(folder.out, "student"))
     return 0
 
 

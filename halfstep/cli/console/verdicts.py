@@ -2,8 +2,7 @@
 
 from rich.console import Console
 
-from halfstep.cli.console.columns import Columns, print_wide
-from halfstep.cli.console.progress import say
+from halfstep.cli.console.columns import Columns, print_wide, say_words
 from halfstep.evaluation.report_data import AnyReport, Report
 from halfstep.report.words.headline import summarised
 from halfstep.report.words.verdict import (
@@ -27,7 +26,7 @@ def print_verdict(console: Console, report: AnyReport) -> None:
             table.add_row(answer.student, *words)
         print_wide(console, table)
         few = too_few_samples(report)
-    say(console, "verdict", report.headline)
-    say(console, "", report.verdict)
+    say_words(console, "verdict", report.headline)
+    say_words(console, "", report.verdict)
     for sentence in few:
-        say(console, "samples", sentence)
+        say_words(console, "samples", sentence)
