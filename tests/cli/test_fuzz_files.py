@@ -169,7 +169,7 @@ def world(tmp_path_factory):
         "embed_dim", 16, "depth", 2, "num_heads", 2, *QUICK, "--out", at / "t")  # fmt: skip
     run("distill", "progressive", "--teacher", at / "t", "--data", "digits", "--start", 2, "--stop", 1,
         "--tolerance", 1e6, "--samples", 16, *QUICK, "--out", at / "s")  # fmt: skip
-    run("compress", at / "s", "--prune", 0.5, "--no-judge")
+    run("compress", at / "s", "--prune", 0.5, "--no-evaluate")
     run("evaluate", at / "s", *FEW)
     with pytest.raises(Crash):
         halve(at / "r", job=job(callback=At("0002-steps", 7, crash)))

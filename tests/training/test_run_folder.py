@@ -43,8 +43,8 @@ def test_students_come_with_the_most_steps_first(run):
     assert torch.equal(opened.stage("0002-steps").sample(3), two.sample(3))
     assert opened.teacher_times == uniform(8)
     assert opened.about["plan"]["stages"] == [
-        {"name": "0004-steps", "steps": 4, "updates": 7},
-        {"name": "0002-steps", "steps": 2, "updates": 14},
+        {"name": "0004-steps", "steps": 4, "updates": 7, "forwards": 5},
+        {"name": "0002-steps", "steps": 2, "updates": 14, "forwards": 5},
     ]
     assert opened.stage("nonsense") is None and opened.first_student() is None
 

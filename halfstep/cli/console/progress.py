@@ -200,13 +200,13 @@ class Bars(ProgressCallback):
         self._task = self._progress.add_task(stage.name, total=stage.updates, completed=update)
 
     def step(self, update: int, rate: float) -> None:
+        if (error := getattr(self.console, "closed", None)) is not None:
+            raise error
         self._update, self._rate = update, rate
         now = time.monotonic()
         self._took = now - self._since
         self._time.add(self._price, now)
         self._warn()
-        if (error := getattr(self.console, "closed", None)) is not None:
-            raise error
         if self._progress is not None:
             self._progress.update(self._task, completed=update)
 
