@@ -60,7 +60,7 @@ def test_a_run_beside_its_teachers(cli, tmp_path):
     ):
         assert line in out
     for label in ("student", "teacher", "agree"):
-        assert any(line.startswith(label) and " % (" in line for line in out.splitlines()[-3:])
+        assert any(line.startswith(label) and " % (" in line for line in out.splitlines()[-4:])
     config = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
     assert config["recipe_config"] == {"temperature": "3", "soft_weight": "1..0"}
     [first, *_] = RunFolder(tmp_path / "r").metrics
