@@ -155,7 +155,10 @@ def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
     if typing.get_origin(hint_type) is Literal:
         text = value if isinstance(value, str) else shown(value)
         return unknown(name, text, map(str, typing.get_args(hint_type)))
-    instead = f": write for example {default!r}" if default is not MISSING and default else ""
+    example = None if default is MISSING else default
+    if not example and is_valid((value,), hint):
+        example = (value,)
+    instead = f": write for example {example!r}" if example else ""
     endless = not all(map(_is_finite, numbers(value)))
     finite = ", finite and of at most 64 bits" if endless else ""
     return ConfigError(f"{name} is {describe(hint)}{finite}, got {shown(value)}{instead}")

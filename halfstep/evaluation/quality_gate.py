@@ -297,7 +297,7 @@ def full_for_auto(gate: QualityGate, method: Progressive, teacher: Pipeline) -> 
     _refuse_blind_reference(teacher)
     full = gate.full_steps or max(teacher.step_counts, default=FULL_STEPS)
     teacher.grid(full)  # refuses other steps than those of a teacher that is a student
-    if len(method.updates) > 1:
+    if method.updates is not None and len(method.updates) > 1:
         raise ConfigError(
             f"--start auto chooses the number of halvings, and --updates has {len(method.updates)} numbers: "
             "give one for all"

@@ -323,6 +323,17 @@ class Method:
         """
         return self
 
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with the updates that it leaves open, as shares of its teacher's.
+
+        Until then it plans with shares of 800,000, the updates of Salimans & Ho's teacher.
+
+        Args:
+            teacher: the pipeline to distil.
+            updates: that a teacher of these data has by default: 200 passes over them.
+        """
+        return self
+
     @property
     def builds_student(self) -> bool:
         """Whether the first student is a network of other options, which may not fit the samples."""

@@ -24,6 +24,7 @@ from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
 from halfstep.methods.base import Method, Stage, StagePlan
+from halfstep.methods.default_updates import default_updates, number_of, PAPER
 from halfstep.methods.diffusion.guided import at_any_scale
 from halfstep.methods.diffusion.walks import without_data
 from halfstep.models.half_storage import on_same_weights, store_frozen
@@ -115,7 +116,7 @@ def distill(
         data: data, images [N, C, H, W] or samples [N, ...] of the teacher's shape; a name or place as of
             `load_data`; or "none", and `NoData`, for walks from noise.
         out: the run's folder.
-        method: the distillation, such as `Progressive()`.
+        method: the distillation, such as `Progressive()`; the data decide the updates that it leaves open.
         training: optimiser, batch, averaging and checkpoints; by default `TrainingConfig()`.
         gate: ends the run when a student is too much worse, such as `QualityGate()`: `RunFolder` has the
             best student and the gate's decisions.
@@ -141,8 +142,10 @@ def distill(
     run = _PipelineRun.on(teacher, training, job)
     refuse_half(teacher, run.autocast, lora)
     read: Data | None = None
-    if method.needs_data:  # other methods make the first stage before data are read
+    is_open = method.sized(teacher, PAPER) != method
+    if method.needs_data or is_open:  # other methods make the first stage before data are read
         read = run.read(teacher, data, out)
+        method = sized(method, teacher, read, run.training.batch_size)
         method = resolve(method, teacher, read, out)
     digest = digest_of_float32(teacher)
     options = {**options_of(method), "teacher": digest[:16]}
@@ -204,6 +207,11 @@ def _merged(pipeline: Pipeline) -> Pipeline:
 
 def _nothing(folder: Path) -> None:
     pass
+
+
+def sized(method: M, teacher: Pipeline, data: Data, batch: int) -> M:
+    """The method with the updates that it leaves open, by the number of data and this batch."""
+    return method.sized(teacher, default_updates(number_of(data), batch))
 
 
 def resolve(

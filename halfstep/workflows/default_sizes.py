@@ -1,4 +1,4 @@
-"""The default network, batch and updates of a teacher, from the shape and number of its data.
+"""The default network of a teacher, from the shape and number of its data.
 
 docs/how-to/own-data.md has the table.
 """
@@ -18,9 +18,6 @@ TOKENS = 256
 """The most patches of an image, as in Bao et al. (2023)."""
 MOST_TOKENS = 1024
 """Patches beyond which no default network is offered."""
-BATCHES = 32, 128
-PASSES, UPDATES = 200, (2_000, 300_000)
-"""Passes over the data, and the fewest and the most updates."""
 
 
 def completed(config: JsonObject, shape: Sequence[int], n: int) -> JsonObject:
@@ -65,18 +62,3 @@ def _width(n: int, values: int) -> int:
     """The width for n samples, but wide enough to hold the values of a patch."""
     by_number = next((width for width, most in ENOUGH.items() if n < most), 512)
     return next((width for width in WIDTHS if width >= max(by_number, values)), max(WIDTHS))
-
-
-def default_batch(n: int) -> int:
-    """The largest power of 2 that is at most an eighth of the data, from 32 to 128."""
-    least, most = BATCHES
-    power = 1 << max(n // 8, 1).bit_length() - 1
-    return min(max(power, least), most)
-
-
-def default_updates(n: int, batch: int) -> int:
-    """200 passes over the data, in two digits, from 2,000 to 300,000."""
-    least, most = UPDATES
-    count = -(-PASSES * n // batch)
-    unit: int = 10 ** max(len(str(count)) - 2, 0)
-    return min(max(-(-count // unit) * unit, least), most)

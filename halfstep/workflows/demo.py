@@ -154,6 +154,7 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
     loaded = load_preset(DistillPreset[Progressive], "digits-progressive")
     method, training = loaded.method, replace(loaded.training, seed=config.seed)
     if config.quick:
+        assert method.updates  # the preset has them
         method = replace(method, updates=tuple(max(1, k // 10) for k in method.updates))
         training = replace(training, warmup=training.warmup // 10)
     evaluation = Evaluation(

@@ -115,6 +115,7 @@ def prepare_guided_demo(config: DemoConfig) -> GuidedDemo:
     loaded = load_preset(DistillPreset[GuidedOptions], PRESET)
     method, training = loaded.method, replace(loaded.training, seed=config.seed)
     if config.quick and config.from_scratch:
+        assert method.updates and method.halving_updates  # the preset has them
         fewer = tuple(max(1, k // 10) for k in method.halving_updates)
         method = replace(method, updates=max(1, method.updates // 10), halving_updates=fewer)
         training = replace(training, warmup=training.warmup // 10)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from halfstep.data import Data
+from halfstep.methods.default_updates import default_batch, default_updates
 from halfstep.methods.diffusion.denoising import Denoising, DenoisingOptions
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
@@ -10,7 +11,6 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import train
 from halfstep.training.config import TrainingOptions
 from halfstep.training.stages import RunOptions
-from halfstep.workflows.default_sizes import default_batch, default_updates
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import DataOptions, SampledOptions, ShardOptions
 from halfstep.workflows.run_options import run_options_of

@@ -50,11 +50,11 @@ NEEDED |= {FeatureMatch: ("pairs",)}
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: Progressive(start="8"), "start is a whole number, got '8': write for example 1024"),
+        (lambda: Progressive(start="8"), "start is a whole number, got '8': write for example 64"),
         (lambda: Progressive(start=8.0), "start is a whole number, got 8.0"),
         (lambda: Progressive(start=np.float32(8)), "start is a whole number, got 8.0"),
         (lambda: Progressive(grid=np.array(["karras"] * 2)), "there is no grid"),
-        (lambda: Progressive(updates=5), r"a whole number each, got 5: write for example \(50000,\)"),
+        (lambda: Progressive(updates=5), r"a whole number each, got 5: write for example \(5,\)"),
         (lambda: Progressive(updates=(5, "6")), r"a whole number each, got \(5, '6'\)"),
         (lambda: Progressive(grid="karas"), "there is no grid 'karas': perhaps you meant 'karras'"),
         (lambda: Shrink(depth="2"), "depth is a whole number, got '2'"),
@@ -64,7 +64,7 @@ NEEDED |= {FeatureMatch: ("pairs",)}
         (lambda: TrainingConfig(batch_size=True), "batch_size is a whole number, got True"),
         (lambda: TrainingConfig(learning_rate="fast"), "learning_rate is a number, got 'fast': .* 0.0003"),
         (lambda: TrainingConfig(learning_rate=torch.ones(2)), r"learning_rate is a number, got \[1.0, 1.0\]"),
-        (lambda: Shrink(keep=1), "keep is a list, a whole number each, got 1$"),
+        (lambda: Shrink(keep=1), r"keep is a list, a whole number each, got 1: write for example \(1,\)$"),
         (lambda: TrainingConfig(compile=1), "compile is true or false, got 1$"),
         (lambda: TrainingConfig(betas=(0.9,)), "betas is a list of 2, a number each"),
         (lambda: TrainingConfig(precision="fp61"), "no precision 'fp61': perhaps you meant 'fp16'"),

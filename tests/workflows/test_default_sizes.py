@@ -11,7 +11,7 @@ from halfstep.methods.diffusion.denoising import DenoisingOptions
 from halfstep.models.uvit.model import UViT
 from halfstep.training import TrainingConfig
 from halfstep.training.config import TrainingOptions
-from halfstep.workflows.default_sizes import completed, default_batch, default_updates, patch_size
+from halfstep.workflows.default_sizes import completed, patch_size
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.train_denoiser import prepare_denoiser, TrainDenoiserConfig
@@ -94,38 +94,6 @@ def test_what_is_given_stays_and_the_rest_follows(given, others):
 def test_a_whole_config_and_points_are_left_alone():
     whole = {"patch_size": 7, "embed_dim": 3, "depth": 1, "num_heads": 2}
     assert completed(whole, (3, 257, 257), 5) == whole and completed({}, (2,), 5) == {}
-
-
-@pytest.mark.parametrize(
-    ("n", "batch"),
-    [
-        (1, 32),
-        (100, 32),
-        (511, 32),
-        (512, 64),
-        (1_000, 64),
-        (1_023, 64),
-        (1_024, 128),
-        (10**6, 128),
-    ],
-)
-def test_the_batch_is_an_eighth_of_the_data(n, batch):
-    assert default_batch(n) == batch
-
-
-@pytest.mark.parametrize(
-    ("n", "batch", "updates"),
-    [
-        (100, 32, 2_000),  # 625 would be 200 passes
-        (1_797, 128, 2_900),  # 2,808
-        (50_000, 128, 79_000),  # 78,125
-        (50_000, 256, 40_000),  # 39,063
-        (64_000, 128, 100_000),
-        (1_281_167, 128, 300_000),
-    ],
-)
-def test_the_updates_are_200_passes(n, batch, updates):
-    assert default_updates(n, batch) == updates
 
 
 def images(n=40, side=8):

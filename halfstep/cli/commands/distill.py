@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast, ClassVar, Generic, TYPE_CHECKING, TypeVar
 
@@ -29,11 +29,13 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
 from halfstep.methods.base import cost_after, student_name
+from halfstep.methods.default_updates import default_batch, number_of
 from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline
-from halfstep.training import distill as distil_pipeline, TrainingConfig
-from halfstep.training.api import AUTOCAST, refuse_teacher, resolve
+from halfstep.training import distill as distil_pipeline
+from halfstep.training.api import AUTOCAST, refuse_teacher, resolve, sized
+from halfstep.training.config import TrainingOptions
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
@@ -92,7 +94,7 @@ class DistillOptions(Generic[M]):
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     teacher: TeacherOptions
     method: M
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
     lora: ClassVar[LoraOptions] = LoraOptions()
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 
@@ -105,7 +107,7 @@ class PlanOptions(Generic[M]):
     dataset: DataOptions
     teacher: FewTeacherOptions
     method: M
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
     gate: GateOptions = field(default_factory=GateOptions)
     encoding: ClassVar[EncodingOptions] = EncodingOptions()
     lora: ClassVar[LoraOptions] = LoraOptions()
@@ -132,7 +134,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     auto = kind is Progressive and auto_start(args)
     options: Any = parse(options_for(name), args, prog=prog)
     options.folder.check()
-    folder, training, method = options.folder, options.training, options.method.build()
+    folder, method = options.folder, options.method.build()
     if none := options.dataset.data in NO_DATA:
         options = without_data(options, method, auto=auto)
     named, official = options.teacher.teacher, cast(Official, options.teacher.official)
@@ -140,13 +142,15 @@ def main(name: str, argv: Sequence[str]) -> int:
     find = partial(
         chosen_pipeline, asks, named, official, net=options.teacher.net,
         diffusers=options.teacher.diffusers, size=options.dataset.size,
-        dtype=None if options.lora.build() is None else AUTOCAST[training.precision],
+        dtype=None if options.lora.build() is None else AUTOCAST[options.training.precision],
     )  # fmt: skip
     teachers = [find()]
     images = None if none else _images(console, options, teachers[0])
     full = _before_data(options, method, teachers[0], auto=auto, are_images=images is not None)
     data, close = _data(console, options, images, teachers[0])
     del images  # with the teacher
+    training = options.training.resolved(default_batch(number_of(data)))
+    options = replace(options, training=training)
     teachers[0] = official.decoding(teachers[0], data)
 
     # The weights of a LoRA's base, in memory anyway: the gate reads no other copy.
@@ -155,6 +159,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     def load() -> Pipeline:
         return kept or official.decoding(find(), data)
 
+    method = sized(method, teachers[0], data, training.batch_size)
     method = _resolve(console, method, teachers[0], data, folder)
     options, method, gate = bind_gate(options, method, teachers[0], data, load, console, full=full)
 

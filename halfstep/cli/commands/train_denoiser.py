@@ -44,4 +44,4 @@ def _print(console: Console, config: TrainDenoiserConfig) -> None:
     distil = f"halfstep distill progressive --teacher {out}{net} {as_typed(config.dataset)}"
     say(console, "teacher", folder.out / "stages" / "teacher")
     say(console, "look", f"halfstep sample {out} --out {out}/samples{net}")
-    say(console, "next", f"{distil} --start 64 --out {shlex.quote(str(folder.out))}-student")
+    say(console, "next", f"{distil} --out {shlex.quote(str(folder.out))}-student")

@@ -60,6 +60,11 @@ class Parts(Validated, Method):
         del small
         yield from later
 
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The chain with the updates of its parts."""
+        shrink, then = self.shrink.sized(teacher, updates), self.then.sized(teacher, updates)
+        return replace(self, shrink=shrink, then=then)
+
     @property
     def needs_data(self) -> bool:
         """Whether the data decide which blocks are kept."""
@@ -112,8 +117,8 @@ class ChainOptions(VTeacherOptions, HalvingOptions, Shrink):
     """Steps the last student takes."""
     guidance_range: tuple[NotNegative, NotNegative] | None = None
     """Lowest and highest guidance scale that the students take as an input; without it, no such stage."""
-    guided_updates: Updates = 10_000
-    """Updates of the stage that learns the guided network."""
+    guided_updates: Updates | None = None
+    """Updates of the stage that learns the guided network. By the data: a quarter of a teacher's default."""
     guidance_embed_dim: int = 256
     """Number of Fourier features of the guidance scale: even."""
 

@@ -6,7 +6,7 @@ the paper, except w = scale - 1.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast, ClassVar
+from typing import Any, cast, ClassVar, Self
 
 import torch
 from torch import nn, Tensor
@@ -31,6 +31,7 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
+from halfstep.methods.default_updates import every_time_updates, PAPER
 from halfstep.methods.diffusion.halving_checks import check_weighting
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.matching import AtAllTimes, Places, teacher_clip
@@ -50,8 +51,9 @@ class GuidedMatching(Validated, Method):
     guidance_range: tuple[NotNegative, NotNegative] = (1.0, 5.0)
     """Lowest and highest guidance scale that the student takes as an input; 1 is no guidance.  Two equal
     scales give a student for that scale alone."""
-    updates: Updates = 10_000
-    """Optimiser updates of the first stage, which learns the guided teacher at every time."""
+    updates: Updates | None = None
+    """Optimiser updates of the first stage, which learns the guided teacher at every time. By the data: a
+    quarter of a teacher's default."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
     levels: CountOrNone = 0
@@ -85,7 +87,14 @@ class GuidedMatching(Validated, Method):
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage: the guided teacher at every time and scale."""
         span, cost = self.guidance_range, MatchGuided.forwards
-        return [StagePlan("guided", self.updates, guidance_range=span, forwards=cost)]
+        updates = every_time_updates(PAPER) if self.updates is None else self.updates
+        return [StagePlan("guided", updates, guidance_range=span, forwards=cost)]
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with the updates of its first stage: a quarter of the teacher's unless given."""
+        return (
+            self if self.updates is not None else replace(self, updates=every_time_updates(updates))
+        )
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot be guided, or already takes its scale as an input."""
@@ -144,9 +153,7 @@ class GuidedMatching(Validated, Method):
 class GuidedHalving(GuidedMatching):
     """The guided student, then fewer steps, of a teacher that determines the data at their first time."""
 
-    halving: Progressive | None = field(
-        default_factory=lambda: Progressive(start=64, updates=(10_000,))
-    )
+    halving: Progressive | None = field(default_factory=Progressive)
     """The halvings of its steps (section 3.2); None is the first stage alone."""
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
@@ -155,6 +162,11 @@ class GuidedHalving(GuidedMatching):
         return super().plan(teacher) + [
             replace(stage, guidance_range=self.guidance_range) for stage in halvings
         ]
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with the updates of both stages."""
+        halving = self.halving and self.halving.sized(teacher, updates)
+        return replace(super().sized(teacher, updates), halving=halving)
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot be guided, or whose student cannot be halved."""

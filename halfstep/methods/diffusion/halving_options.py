@@ -17,8 +17,9 @@ class HalvingOptions:
     """Steps the first halving's teacher is sampled with: `stop` times a power of two."""
     stop: Steps = 1
     """Steps the last student takes; as many as `start` halves nothing."""
-    halving_updates: tuple[Updates, ...] = (10_000,)
-    """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each."""
+    halving_updates: tuple[Updates, ...] | None = None
+    """Updates of the halvings: one number for all (twice that for 2 steps and for 1), or one each. By the
+    data: a sixteenth of a teacher's default."""
     grid: GridName = "auto"
     """Where the teacher's steps lie; a student's lie on every other one of them. auto: trailing on a table
     of levels, and uniform on any other schedule."""
@@ -42,7 +43,8 @@ class HalvingOptions:
             times=self.times,
             target_clip=self.target_clip,
         )
-        check_updates(self.halving_updates, self.start, halving.counts, name="halving_updates")
+        if self.halving_updates is not None:
+            check_updates(self.halving_updates, self.start, halving.counts, name="halving_updates")
         return replace(halving, updates=self.halving_updates)
 
     def _refuse_unused(self) -> None:

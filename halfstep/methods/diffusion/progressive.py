@@ -5,9 +5,9 @@ Algorithm 2.  Names follow the paper, except z -> x_t and t', t'' -> t_mid, t_en
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from halfstep.methods.base import (
     StagePlan,
     student_name,
 )
+from halfstep.methods.default_updates import every_time_updates, halving_updates, PAPER
 from halfstep.methods.diffusion.halving_checks import (
     check_updates,
     check_weighting,
@@ -42,12 +43,13 @@ from halfstep.rng import Draw
 class Halving(Validated, Method):
     """Halve the number of sampling steps, again and again, of a teacher that its grid can read."""
 
-    start: Steps = 1024
+    start: Steps = 64
     """Steps the teacher is sampled with: `stop` times a power of two."""
     stop: Steps = 1
     """Steps the last student takes."""
-    updates: tuple[Updates, ...] = (50_000,)
-    """Optimiser updates: one number for every halving (twice that for 2 steps and for 1), or one each."""
+    updates: tuple[Updates, ...] | None = None
+    """Optimiser updates: one number for every halving (twice that for 2 steps and for 1), or one each. By
+    the data: a sixteenth of a teacher's default."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, truncated-snr or snr+1."""
     grid: GridName = "auto"
@@ -71,7 +73,8 @@ class Halving(Validated, Method):
                 f"power of two, for example start={stop * 2 ** max(1, ratio.bit_length() - 1)}"
                 f" with stop={stop}{self._reachable()}"
             )
-        check_updates(self.updates, self.start, self.counts)
+        if self.updates is not None:
+            check_updates(self.updates, self.start, self.counts)
         if self.times and len(checked(self.times)) != self.start + 1:
             raise ConfigError(
                 f"times has {len(self.times)} entries, which is {len(self.times) - 1} steps: write "
@@ -157,9 +160,16 @@ class Halving(Validated, Method):
 
     def updates_for(self, halving: int, steps: int) -> int:
         """The updates of the halving that ends at `steps`: the paper doubles the last two."""
-        if len(self.updates) > 1:
-            return self.updates[halving]
-        return self.updates[0] * (2 if steps <= 2 else 1)
+        numbers = (halving_updates(PAPER),) if self.updates is None else self.updates
+        if len(numbers) > 1:
+            return numbers[halving]
+        return numbers[0] * (2 if steps <= 2 else 1)
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The halvings with their updates: a sixteenth of the teacher's unless some are given."""
+        if self.updates is not None:
+            return self
+        return replace(self, updates=(halving_updates(updates),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +186,7 @@ class Progressive(VTeacherFirst, Halving):
     walks: ClassVar[bool] = True
 
     def _default_updates(self, others: list[StagePlan]) -> int:
-        return self.updates[0]
+        return every_time_updates(PAPER) if self.updates is None else self.updates[0]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ determines the data, and the data elsewhere.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
+from halfstep.methods.default_updates import every_time_updates, PAPER
 from halfstep.methods.diffusion.denoising import label_dropping, some_unlabelled
 from halfstep.methods.diffusion.matching import AtAllTimes, Places, teacher_clip
 from halfstep.rng import Draw, Uniform
@@ -46,8 +47,8 @@ class Reparameterise(Validated, Method):
         ConfigError: an unknown weight, or one that vanishes at SNR 0, for which v is learnt.
     """
 
-    updates: Updates = 5_000
-    """Optimiser updates."""
+    updates: Updates | None = None
+    """Optimiser updates. By the data: a quarter of a teacher's default."""
     zero_snr: bool = False
     """Move a table's schedule to zero terminal SNR (Lin et al. 2024)."""
     weighting: str = "snr+1"
@@ -75,7 +76,19 @@ class Reparameterise(Validated, Method):
         Args:
             teacher: the pipeline to distil.
         """
-        return [StagePlan(V_TEACHER, self.updates, forwards=Match.forwards)]
+        updates = every_time_updates(PAPER) if self.updates is None else self.updates
+        return [StagePlan(V_TEACHER, updates, forwards=Match.forwards)]
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with its updates: a quarter of the teacher's unless some are given.
+
+        Args:
+            teacher: the pipeline to distil.
+            updates: that a teacher of these data has by default.
+        """
+        return (
+            self if self.updates is not None else replace(self, updates=every_time_updates(updates))
+        )
 
     def check(self, teacher: PipelineLike) -> None:
         """Refuse a teacher that predicts both, and zero_snr without a table.

@@ -26,6 +26,7 @@ from halfstep.methods.base import (
     Stage,
     StagePlan,
 )
+from halfstep.methods.default_updates import every_time_updates, PAPER
 from halfstep.methods.diffusion.block_features import block_pairs, Matched, matched
 from halfstep.methods.diffusion.block_scores import scores
 from halfstep.methods.diffusion.denoising import label_dropping
@@ -72,8 +73,8 @@ class Shrink(Validated, Method):
     """Other options of the student, as NAME VALUE pairs: embed_dim 32 num_heads 2; layers_per_block 1.
     The others are the teacher's. A U-Net starts from the teacher's weights where shapes agree, other networks
     start untrained."""
-    updates: Updates = 10_000
-    """Optimiser updates."""
+    updates: Updates | None = None
+    """Optimiser updates. By the data: a quarter of a teacher's default."""
     weighting: str = "truncated-snr"
     """Loss weight on the x0 error: constant, snr, truncated-snr, snr+1 or min-snr."""
     levels: CountOrNone = 0
@@ -198,7 +199,19 @@ class Shrink(Validated, Method):
         Args:
             teacher: the pipeline to distil.
         """
-        return [StagePlan(SHRUNK, self.updates, forwards=Imitate.forwards)]
+        updates = every_time_updates(PAPER) if self.updates is None else self.updates
+        return [StagePlan(SHRUNK, updates, forwards=Imitate.forwards)]
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with its updates: a quarter of the teacher's unless some are given.
+
+        Args:
+            teacher: the pipeline to distil.
+            updates: that a teacher of these data has by default.
+        """
+        return (
+            self if self.updates is not None else replace(self, updates=every_time_updates(updates))
+        )
 
     def check(self, teacher: PipelineLike) -> None:
         """Refuse a student as the teacher, and options that do not fit it.

@@ -5,8 +5,8 @@ section 4; Meng et al. 2023, section 4).  Every method whose targets start there
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast, Self
 
 import torch
 
@@ -21,6 +21,7 @@ from halfstep.methods.base import (
     StagePlan,
     teacher_times,
 )
+from halfstep.methods.default_updates import every_time_updates
 from halfstep.methods.diffusion.reparameterise import reading_v, Reparameterise
 from halfstep.models.hooks import unwrap
 
@@ -31,7 +32,7 @@ class VTeacherOptions:
 
     reparameterise_updates: Updates | None = None
     """Updates of the first stage of an eps teacher, which makes it a v teacher. By default as many as
-    `updates`."""
+    `updates`; by the data, a quarter of a teacher's default, where those are too."""
 
     @property
     def v_teacher_options(self) -> dict[str, Any]:
@@ -81,6 +82,15 @@ class VTeacherFirst(VTeacherOptions, Method):
         if (first := self._first(teacher)) is None:
             return self.summary()
         return f"eps to v in {first.updates:,} updates, {self.summary()}"
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with the updates that it leaves open, those of the v teacher among them."""
+        method = super().sized(self.readable(teacher), updates)
+        if method == self or self.reparameterise_updates is not None:
+            return method
+        if self._first(teacher) is None:
+            return method
+        return replace(method, reparameterise_updates=every_time_updates(updates))
 
     def _first(self, teacher: PipelineLike) -> Reparameterise | None:
         """The method of the first stage; None for a teacher that determines the data where it starts."""
