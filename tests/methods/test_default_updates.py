@@ -49,6 +49,7 @@ def test_the_updates_are_200_passes(n, batch, updates):
     ("teacher", "halving", "every_time"),
     [
         (800_000, 50_000, 200_000),  # of the paper
+        (1_601, 110, 410),  # 100.06 and 400.25
         (2_000, 130, 500),  # 125; 100 images
         (2_900, 190, 730),  # 181.25 and 725; digits
         (79_000, 5_000, 20_000),  # 4,937.5 and 19,750; 50,000 images
