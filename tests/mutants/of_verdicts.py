@@ -51,6 +51,13 @@ MUTANTS = (
         "evaluation/metrics/class_strata",
         ("(measured[0] - apart).clip(0)", "(measured[0] - apart)"),
         ("(fake,), strata=strata, **", "(fake,), **"),
+        ("strata = kept_strata(len(fake), strata)", "strata = kept_strata(len(real), strata)"),
+    ),
+    *of(
+        "evaluation/metrics/bootstrap",
+        "evaluation/metrics/class_strata",
+        ("n >= LEAST_A_CLASS * strata", "n > LEAST_A_CLASS * strata"),
+        ("_rows(n, kept_strata(n, k), generator)", "_rows(n, min(n, k), generator)"),
     ),
     *of(
         "evaluation/row_metrics",

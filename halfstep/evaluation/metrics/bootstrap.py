@@ -14,6 +14,9 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError, DataError
 
+LEAST_A_CLASS = 5
+"""Fewer rows a class are resampled regardless of classes."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -81,12 +84,22 @@ def resampled_rows(
     """Draw row numbers with replacement, one tensor per sample, `resamples` times.
 
     strata  row k is replaced by one of the rows k + i * strata.  With the number of classes, every resample
-            of samples with cyclic labels keeps the number of each class.  One number, or one for each sample
+            of samples with cyclic labels keeps the number of each class.  One number, or one for each sample.
+            Fewer than 5 rows a class are resampled as if of one class (see `kept_strata`)
     """
     generator = seeded(resamples, level, seed)
     each = [strata] * len(sizes) if isinstance(strata, int) else strata
     for _ in range(resamples):
-        yield [_rows(n, min(k, n), generator) for n, k in zip(sizes, each, strict=True)]
+        yield [_rows(n, kept_strata(n, k), generator) for n, k in zip(sizes, each, strict=True)]
+
+
+def kept_strata(n: int, strata: int) -> int:
+    """The strata of n rows, or 1 for fewer than 5 rows a class.
+
+    Drawing from m rows of a class spreads by (m - 1) / m of the class's own variance, and from one row not
+    at all: intervals of 1 to 4 rows a class are too narrow.  Regardless of classes they cover, and are wide.
+    """
+    return strata if n >= LEAST_A_CLASS * strata else 1
 
 
 def _rows(n: int, strata: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import (
     basic,
     Interval,
+    kept_strata,
     quantiles,
     resampled_rows,
     shared_size,
@@ -162,12 +163,14 @@ def kernel_interval(
     """The basic bootstrap interval of the unbiased `kernel_distance`, without pairs of copies of a row.
 
     strata  number of classes, for fakes with cyclic labels: the published estimate is too low for them, and
-            so below 0 on average for perfect ones (see `kernel_form`)
+            so below 0 on average for perfect ones (see `kernel_form`).  Fewer than 5 rows a class are
+            measured and resampled as if of one class, because most pairs of a class would be copies
 
     A resample is a count of each row, so one pass over the kernel serves all: n = m = 2000 take 2 s on one
     core at D = 2048, n = m = 10,000 a minute.
     """
     real, fake = checked(real, fake)
+    strata = kept_strata(len(fake), strata)
     counts = [[x.new_ones(len(x))] for x in (real, fake)]
     for rows in resampled_rows([len(real), len(fake)], resamples, level, seed, strata=[1, strata]):
         for set_counts, at, x in zip(counts, rows, (real, fake), strict=True):

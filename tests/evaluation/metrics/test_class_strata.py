@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.bootstrap import Interval, kept_strata, resampled_rows
 from halfstep.evaluation.metrics.distance_bootstrap import (
     frechet_interval,
     kernel_interval,
     raw_frechet_interval,
+    raw_frechet_ratio,
 )
 from halfstep.evaluation.metrics.distances import kernel_form
 from halfstep.evaluation.row_metrics import not_negative
@@ -78,3 +79,37 @@ def test_the_interval_of_the_true_distance_is_narrower_where_classes_are_in_turn
     real, fake = (means[torch.arange(n) % 4] + normal(n, 4, n) for n in (600, 400))
     plain, ours = frechet_interval(real, fake), frechet_interval(real, fake, strata=4)
     assert ours.value == plain.value and ours.high - ours.low < 0.9 * (plain.high - plain.low)
+
+
+@pytest.mark.parametrize("n", [20, 40])
+def test_samples_of_few_a_class_are_resampled_regardless_of_classes(n):
+    """Of 1 and 2 a class, resampled within classes, intervals have no width and half of the variance."""
+    means = 3 * normal(20, 4, 1)
+    real = means[torch.arange(600) % 20] + normal(600, 4, 2)
+    one, other = (means[torch.arange(n) % 20] + normal(n, 4, seed) for seed in (3, 4))
+    ratio = raw_frechet_ratio(real, one, other, strata=20)
+    assert ratio == raw_frechet_ratio(real, one, other) and ratio.high > 1.2 * ratio.low
+    assert kernel_interval(real, one, strata=20) == kernel_interval(real, one)
+
+
+def test_from_five_a_class_on_their_number_is_kept():
+    """The variance of a mean within classes is (m - 1) / m of the classes' own: 4 / 5 of it for m = 5."""
+    assert [kept_strata(n, 20) for n in (1, 20, 99, 100, 2000)] == [1, 1, 1, 20, 20]
+    assert kept_strata(7, 1) == 1
+    rows = [at for (at,) in resampled_rows([100], 400, 0.95, 0, strata=20)]
+    assert all(torch.equal(at % 20, torch.arange(100) % 20) for at in rows)
+    noise = normal(100, 1, 5)[:, 0]
+    spread = torch.stack([noise[at].mean() for at in rows]).var()
+    within = noise.reshape(5, 20).var(0).mean() / 100
+    assert float(spread / within) == pytest.approx(4 / 5, rel=0.2)
+    (fewer,) = next(iter(resampled_rows([99], 400, 0.95, 0, strata=20)))
+    assert not torch.equal(fewer % 20, torch.arange(99) % 20)
+
+
+def test_a_block_of_few_a_class_is_resampled_regardless_of_classes():
+    """A gate's block is what is resampled, however many samples there are."""
+    real, one, other = normal(300, 3, 1), normal(120, 3, 2), normal(120, 3, 3)
+    few = raw_frechet_ratio(real, one, other, block=40, strata=10)
+    assert few == raw_frechet_ratio(real, one, other, block=40)
+    many = raw_frechet_ratio(real, one, other, block=60, strata=10)
+    assert many != raw_frechet_ratio(real, one, other, block=60)
