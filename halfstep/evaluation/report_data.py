@@ -108,6 +108,7 @@ class Measurement:
     data            fingerprint of the real data
     real, real_few  numbers of real samples: for the Fréchet distance, for all other distances
     floor           expected Fréchet distance of as many perfect samples
+    floor_at_2000   of 2,000 perfect samples; None in older reports
     left_out        a sentence for each baseline that was not sampled
     """
 
@@ -123,6 +124,7 @@ class Measurement:
     floor: float
     left_out: tuple[str, ...]
     machine: str
+    floor_at_2000: float | None = None
 
 
 @dataclass(frozen=True)

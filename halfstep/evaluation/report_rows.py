@@ -30,7 +30,7 @@ from halfstep.evaluation.setups import (
     TIMED,
 )
 from halfstep.evaluation.standing import BestBaseline
-from halfstep.evaluation.verdicts import nearest
+from halfstep.evaluation.verdicts import AT, nearest
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
 from halfstep.progress import expected, Progress, SILENT
@@ -207,6 +207,7 @@ class Comparison:
             seed=config.seed,
             guidance_scale=scorer.guidance_scale,
             floor=scorer.floor,
+            floor_at_2000=scorer.floor_of(AT),
             left_out=tuple(candidates.left_out(config)),
             machine=machine,
         )

@@ -98,8 +98,12 @@ class SampleScorer:
     @property
     def floor(self) -> float:
         """Expected Fréchet distance of n perfect samples, of classes in turn if the samples are."""
+        return self.floor_of(self.n)
+
+    def floor_of(self, n: int) -> float:
+        """The same of another number of samples."""
         labels = self.labels if self.classes > 1 else None
-        return sampling_floor(self.real_features, self.n, labels=labels)
+        return sampling_floor(self.real_features, n, labels=labels)
 
     @property
     def real_few(self) -> Tensor:

@@ -29,7 +29,8 @@ class StudentVerdict:
     good_enough   whether its ratio to the teacher lies within the tolerance.  poor teacher: it does, but
                   the teacher itself is far from the data
     better        whether it is better than the undistilled teacher with at most as many network calls
-    good_samples, better_samples  samples that would answer a question that these samples cannot
+    good_samples, better_samples  samples that would answer a question that these cannot, scored in blocks of
+                  as many as the report's
     """
 
     student: str

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from halfstep.evaluation.gate import decide, Decision
+from halfstep.evaluation.gate_meter import largest
 from halfstep.evaluation.metrics.bootstrap import Interval
-from halfstep.evaluation.report_data import GuidedRow, GuidedTable, Report, Row
+from halfstep.evaluation.report_data import GuidedTable, Measurement, Report, Row
 from halfstep.evaluation.standing import BestBaseline, Better, GoodEnough, StudentVerdict
 
 ALIKE = 1.02
@@ -54,26 +55,27 @@ def _verdict(report: Report, row: Row) -> StudentVerdict:
 class ToleranceTest:
     """The ratio of a student that is compared with the tolerance, and the samples that it is from.
 
-    guided  whether it is the distance to the guided teacher over the teacher's own, at the worst scale
+    block   more samples are scored in blocks of so many, as the gate scores them, which keeps the floor
+    guided  whether it is the distance to the guided teacher over the teacher's own, the largest of all scales
     """
 
     ratio: Interval | None
     limit: float | None
     samples: int
+    block: int
     guided: bool = False
 
 
 def tolerance_test(report: Report, row: Row) -> ToleranceTest:
     """Students with the scale as an input are compared with the guided teacher, unless the gate compared
     them with the data."""
-    gate, limit = report.run.gate, tolerance(report)
-    if report.guided is None or not report.guided.rows or limit is not None:
+    gate, limit, guided = report.run.gate, tolerance(report), _guided_teacher(report)
+    if guided is None:
         looks = [decision.samples for decision in _gate_decisions(report, row)]
-        samples = max([report.measure.samples, *looks])
-        return ToleranceTest(decisive_ratio(report, row), limit, samples)
-    worst, guided_limit = worst_scale(report.guided, row.steps), gate.tolerance if gate else None
-    ratio = worst.floor_ratio if worst else None
-    return ToleranceTest(ratio, guided_limit, report.guided.reference.samples, guided=True)
+        block = report.measure.samples
+        return ToleranceTest(decisive_ratio(report, row), limit, max([block, *looks]), block)
+    guided_limit, n = gate.tolerance if gate else None, guided.reference.samples
+    return ToleranceTest(worst_ratio(guided, row.steps), guided_limit, n, n, guided=True)
 
 
 def good_enough(report: Report, row: Row) -> GoodEnough:
@@ -105,11 +107,17 @@ def decisive_ratio(report: Report, row: Row) -> Interval | None:
     return best.ratio if best else row.ratio
 
 
-def worst_scale(guided: GuidedTable, steps: int) -> GuidedRow | None:
-    """The row of a guided table with a student's largest ratio; the lowest scale of several."""
-    rows = [row for row in guided.rows if row.role == "student" and row.steps == steps]
-    measured = [(row.floor_ratio.value, row) for row in rows if row.floor_ratio]
-    return max(measured, key=lambda pair: pair[0])[1] if measured else None
+def worst_ratio(guided: GuidedTable, steps: int) -> Interval | None:
+    """A student's largest ratio over all scales, and the largest of either end, as the gate's."""
+    rows = [row for row in guided.rows if (row.role, row.steps) == ("student", steps)]
+    measured = [row.floor_ratio for row in rows if row.floor_ratio]
+    return largest(measured) if measured else None
+
+
+def _guided_teacher(report: Report) -> GuidedTable | None:
+    """The table of the guided teacher that students are compared with; None if it is the data."""
+    guided = report.guided
+    return guided if guided and guided.rows and tolerance(report) is None else None
 
 
 def _gate_decisions(report: Report, row: Row) -> list[Decision]:
@@ -137,25 +145,34 @@ def _gate_decisions(report: Report, row: Row) -> list[Decision]:
 def floor_multiple(report: Report) -> float | None:
     """How many times the floor the teacher's distance is, as 2,000 samples would score it; None without one.
 
-    The excess over the floor does not depend on the number of samples n, and the floor is proportional to
-    1/n + 1/N for N real images.  So one limit holds for every n.
+    The excess over the floor does not depend on the number of samples, so one limit holds for every number.
     """
-    how, distance = report.measure, report.teacher.distances.frechet_distance
-    return _multiple(how.floor, distance.value, how.samples, how.real)
+    return _multiple(report.measure, report.teacher.distances.frechet_distance.value)
 
 
 def is_poor(report: Report) -> bool:
-    """Whether the teacher's distance is surely `POOR` times the floor or more."""
-    how, distance = report.measure, report.teacher.distances.frechet_distance
-    least = _multiple(how.floor, min(distance.low, distance.value), how.samples, how.real)
+    """Whether the teacher's distance is surely `POOR` times the floor or more.
+
+    A guided teacher is not: guidance leaves the data on purpose.
+    """
+    if report.measure.guidance_scale != 1 or _guided_teacher(report) is not None:
+        return False
+    distance = report.teacher.distances.frechet_distance
+    least = _multiple(report.measure, min(distance.low, distance.value))
     return least is not None and least >= POOR
 
 
-def _multiple(floor: float, distance: float, samples: int, real: int) -> float | None:
-    if floor <= 0:
+def _multiple(how: Measurement, distance: float) -> float | None:
+    floor = how.floor if how.samples == AT else how.floor_at_2000
+    return 1 + (distance - how.floor) / floor if floor and floor > 0 else None
+
+
+def ratio_less_floor(report: Report, row: Row) -> float | None:
+    """A row's distance over the teacher's, each less the floor; None if the teacher's may be the floor."""
+    floor, full = report.measure.floor, report.teacher.distances.frechet_distance
+    if min(full.low, full.value) <= floor:
         return None
-    at = floor * (1 / AT + 1 / real) / (1 / samples + 1 / real)
-    return 1 + (distance - floor) / at
+    return max(row.distances.frechet_distance.value - floor, 0) / (full.value - floor)
 
 
 # ---- better than the undistilled teacher
@@ -212,16 +229,21 @@ def against(rival: BestBaseline | None) -> Better:
 def samples_needed(ratio: Interval, limit: float, n: int) -> int:
     """About how many samples would decide on which side of the limit a ratio lies, if n do not.
 
+    They are scored in blocks of as many as the ratio's, which keep the floor and so the expected ratio.
     The interval of the logarithm has a width proportional to n^(-1/2).  Samples decide with probability
     `POWER` if the value is z(0.975) + z(0.8) standard errors from the limit (Cohen 1988, section 2).
     """
+    end = ratio.low if ratio.value > limit else ratio.high
+    if min(end, ratio.value) <= 0:
+        return MOST
     distance = math.log(ratio.value / limit)
-    end = ratio.low if distance > 0 else ratio.high
     return _enough(abs(math.log(end / ratio.value)), abs(distance), n, POWER)
 
 
 def samples_to_be_alike(ratio: Interval, n: int) -> int:
     """About how many samples would show that two distances are within `ALIKE` of each other."""
+    if min(ratio.low, ratio.value) <= 0:
+        return MOST
     room = math.log(ALIKE) - abs(math.log(ratio.value))
     width = max(math.log(ratio.high / ratio.value), math.log(ratio.value / ratio.low))
     return _enough(width, room, n, (1 + POWER) / 2)  # either end may miss

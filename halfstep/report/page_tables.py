@@ -7,7 +7,7 @@ from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.drift import Drift
 from halfstep.evaluation.report_data import Report, Row
 from halfstep.evaluation.standing import StudentVerdict
-from halfstep.evaluation.verdicts import best_baseline, decisive_ratio
+from halfstep.evaluation.verdicts import best_baseline, decisive_ratio, ratio_less_floor
 from halfstep.report.words import verdict as words
 
 
@@ -35,7 +35,7 @@ class StudentLine:
     """A student and the best baselines with at most as many calls, several if they tie.
 
     less_floor  ratio to the teacher with the sampling floor subtracted from both; None if the teacher's
-                distance is not above the floor
+                distance is not surely above the floor
     """
 
     row: Row
@@ -51,8 +51,6 @@ class StudentLine:
 
 def student_line(report: Report, row: Row, answer: StudentVerdict) -> StudentLine:
     distance, teacher = row.distances.frechet_distance, report.teacher.distances.frechet_distance
-    floor = report.measure.floor
-    above = teacher.value > floor
     return StudentLine(
         row=row,
         distance=distance,
@@ -60,7 +58,7 @@ def student_line(report: Report, row: Row, answer: StudentVerdict) -> StudentLin
         baseline_ratio=best.ratio if (best := best_baseline(report, row)) else None,
         ratio=decisive_ratio(report, row),
         difference=distance.value - teacher.value,
-        less_floor=(distance.value - floor) / (teacher.value - floor) if above else None,
+        less_floor=ratio_less_floor(report, row),
         good=words.GOOD_WORDS[answer.good_enough],
         better=words.BETTER_WORDS[answer.better],
     )

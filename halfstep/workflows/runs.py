@@ -13,6 +13,7 @@ from halfstep.errors import ConfigError, HalfstepError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import Report
 from halfstep.evaluation.report_files import FORMAT, MEND, parse_report, REPORT
+from halfstep.evaluation.verdicts import worst_ratio
 from halfstep.folder_lock import is_held
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_progress import RunProgress
@@ -151,10 +152,9 @@ def _ratio(run: RunFolder, report: Report | None, steps: int | None) -> Interval
     """The ratio of the student of so many steps; of a guided student the largest of all scales."""
     if steps is None:
         return None
-    if report is not None and report.guided is not None:
-        rows = [row for row in report.guided.rows if (row.role, row.steps) == ("student", steps)]
-        if ratios := [row.floor_ratio for row in rows if row.floor_ratio]:
-            return max(ratios, key=lambda ratio: ratio.value)
+    guided = report.guided if report is not None else None
+    if guided is not None and (worst := worst_ratio(guided, steps)):
+        return worst
     for row in report.students if report is not None else ():
         if row.steps == steps and row.ratio is not None:
             return row.ratio

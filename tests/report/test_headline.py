@@ -87,7 +87,7 @@ KINDS = {
     ),
     "only a teacher": (alone, "Only the teacher was measured; the run has no student"),
     "nothing measured": (unmeasured, "Nothing is decided: no ratio to the teacher was measured"),
-    "poor teacher": (poor, "The teacher is poor: 16 times the distance of perfect samples"),
+    "poor teacher": (poor, "The teacher is poor: 16 times the distance of 2,000 perfect samples"),
     "guided": (lambda: guided_gate(2.0), "4 steps keep the quality of 64; 2 steps do not"),
     "guided, no tolerance": (
         lambda: without_gate(guided()),

@@ -1,5 +1,7 @@
 """The sentences of a verdict: the tolerance, the undistilled teacher, a poor teacher, too few samples."""
 
+import math
+
 import pytest
 
 from halfstep.report.words import verdict as words
@@ -145,7 +147,7 @@ def test_a_poor_teacher_is_said_first():
     text = typed(content).verdict
     assert text.startswith(
         "The teacher itself is poor: its Fréchet distance is 519 (514 to 524), 16 times the 32.0 that "
-        "perfect samples would score"
+        "perfect samples would score. A student that keeps its quality is poor as well: "
     )
     assert "keep the quality" not in text and "keeps the quality" not in text
     assert {answer.good_enough for answer in typed(content).verdicts} == {"poor teacher"}
@@ -153,11 +155,11 @@ def test_a_poor_teacher_is_said_first():
 
 def test_the_multiple_of_other_samples_is_not_said_of_their_floor():
     content = with_rows(**{f"c{n}": (1.0, 0.01) for n in (8, 4, 2, 1)})
-    content["measure"] |= {"floor": 32.0, "samples": 500, "real": 10**9}
+    content["measure"] |= {"floor": 32.0, "samples": 500, "floor_at_2000": 8.0}
     content["rows"][0]["distances"]["frechet_distance"] = measured(519.0, 0.01)
     text = words.poor_teacher(typed(content))
     assert "is 519 (514 to 524); with 2,000 samples it would be 62 times that of perfect" in text
-    assert pytest.approx(62, abs=0.5) == 1 + (519 - 32) / (32 / 4) and "32.0" not in text
+    assert pytest.approx(62, abs=0.5) == 1 + (519 - 32) / 8 and "32.0" not in text
 
 
 # ---- too few samples
@@ -170,20 +172,19 @@ def test_it_is_said_how_many_samples_would_tell():
     good, better = words.too_few_samples(report)
     needed = [answer.good_samples for answer in report.verdicts[2:]]
     assert 2000 < needed[1] < needed[0] < 100_000
-    first, last = map(words.rounded_up, sorted(needed))
-    assert good == (
+    first, last = (2000 * math.ceil(count / 2000) for count in sorted(needed))
+    assert first < last and good == (
         "2,000 samples cannot tell whether the student is good enough at 2 and 1 network calls: about "
-        f"{first} to {last} would."
+        f"{first:,} to {last:,} would, scored in blocks of 2,000 as the gate scores them."
     )
     assert "better than the undistilled teacher at 2 network calls (" in better
-    assert better.endswith(f": about {words.rounded_up(report.verdicts[2].better_samples)} would.")
+    enough = 2000 * math.ceil(report.verdicts[2].better_samples / 2000)
+    assert f": about {enough:,} would, scored in blocks of 2,000 as" in better
 
 
-@pytest.mark.parametrize(
-    "count, text", [(99, "99"), (101, "110"), (4521, "4,600"), (20_000, "20,000")]
-)
-def test_numbers_of_samples_are_rounded_up(count, text):
-    assert words.rounded_up(count) == text
+@pytest.mark.parametrize("count, rounded", [(99, 99), (101, 110), (4521, 4600), (20_000, 20_000)])
+def test_numbers_of_samples_are_rounded_up(count, rounded):
+    assert words.rounded_up(count) == rounded
 
 
 def test_what_no_number_of_samples_tells():

@@ -89,6 +89,7 @@ def evidence():
             "floor": 0.096,
             "left_out": [],
             "machine": "2 CPU cores",
+            "floor_at_2000": 0.096,
         },
         "rows": _rows(),
         "guided": None,

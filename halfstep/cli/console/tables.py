@@ -12,6 +12,7 @@ from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import AnyReport, GuidedTable, Reconstruction, Report, Row
 from halfstep.evaluation.report_files import read_report
+from halfstep.evaluation.verdicts import ratio_less_floor
 from halfstep.report.plots.figures import without_figures
 from halfstep.report.plots.sizes import sizes
 from halfstep.report.words.numbers import big, percent, seconds
@@ -84,7 +85,7 @@ def print_demo(console: Console, report: Report) -> None:
             f"{distance:.3f}",
             f"{distance - full:+.3f}",
             f"{distance / full:.3f}",
-            f"{(distance - floor) / (full - floor):.3f}" if full > floor else "-",
+            "-" if (less := ratio_less_floor(report, row)) is None else f"{less:.3f}",
             f"{row.fidelity.rmse.value if row.fidelity else 0:.3f}",
             f"{1000 * row.cost.seconds_per_sample[64]:.2f}",
         )

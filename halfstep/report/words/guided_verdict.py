@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 
-from halfstep.evaluation.report_data import GuidedRow, GuidedTable
-from halfstep.evaluation.verdicts import worst_scale
+from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.report_data import GuidedTable
+from halfstep.evaluation.verdicts import worst_ratio
 from halfstep.report.words.numbers import ratio
 
 
 def guided_verdict(guided: GuidedTable) -> str:
-    """The result in one sentence: each student at the scale of its largest ratio.
+    """The result in one sentence: each student's largest ratio over all scales.
 
     Ratios are distances to the guided teacher's samples of other noise, over the teacher's own.
     """
     teacher = max(row.calls for row in guided.rows if row.role == "teacher")
     over, n = _range(guided.scales), guided.reference.samples
-    parts = [
-        (_calls(row.calls), ratio(row.floor_ratio)) for row in _worst(guided) if row.floor_ratio
-    ]
+    parts = [(_calls(calls), ratio(worst)) for calls, worst in _worst(guided)]
     if not parts:
         return "No student was measured, so there is no verdict."
     (calls, first), *others = parts
@@ -27,11 +26,11 @@ def guided_verdict(guided: GuidedTable) -> str:
     return f"{text}{''.join(f', at {calls} {times}' for calls, times in others)} ({over}, {n:,} samples)."
 
 
-def _worst(guided: GuidedTable) -> list[GuidedRow]:
-    """Each student's row of the largest ratio, most calls first."""
-    steps = {row.steps for row in guided.rows if row.role == "student"}
-    rows = (worst_scale(guided, count) for count in sorted(steps, reverse=True))
-    return [row for row in rows if row is not None]
+def _worst(guided: GuidedTable) -> list[tuple[int, Interval]]:
+    """Each student's calls and largest ratio, most calls first."""
+    calls = {row.steps: row.calls for row in guided.rows if row.role == "student"}
+    worst = ((calls[steps], worst_ratio(guided, steps)) for steps in sorted(calls, reverse=True))
+    return [(count, ratio) for count, ratio in worst if ratio is not None]
 
 
 def _range(scales: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from halfstep.evaluation.metrics.reconstruction import sentence
 from halfstep.evaluation.report_data import AnyReport, EncoderReport, EncoderRow, Report, Row
 from halfstep.evaluation.setups import plural
 from halfstep.evaluation.standing import StudentVerdict
-from halfstep.evaluation.verdicts import floor_multiple, is_poor, tolerance_test, verdicts
+from halfstep.evaluation.verdicts import AT, floor_multiple, is_poor, tolerance_test, verdicts
 from halfstep.report.words.numbers import figure, listed, places
 from halfstep.report.words.verdict import verdict
 
@@ -34,7 +34,9 @@ def headline(report: Report) -> str:
     """Such as "8 steps keep the quality of 64; 1 step does not"."""
     if is_poor(report):
         times = floor_multiple(report) or 0.0
-        return f"The teacher is poor: {figure(times, 0)} times the distance of perfect samples"
+        return (
+            f"The teacher is poor: {figure(times, 0)} times the distance of {AT:,} perfect samples"
+        )
     students = list(zip(report.students, verdicts(report), strict=True))
     if not students:
         return "Only the teacher was measured; the run has no student"

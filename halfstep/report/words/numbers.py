@@ -56,10 +56,10 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if items[1:] else "".join(items)
 
 
-def rounded_up(count: int) -> str:
+def rounded_up(count: int) -> int:
     """A number of samples with two digits, rounded up."""
-    unit = 10 ** max(len(str(count)) - 2, 0)
-    return f"{-(-count // unit) * unit:,}"
+    unit: int = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // unit) * unit
 
 
 def calls(n: int) -> str:

@@ -110,8 +110,8 @@ def poor_teacher(report: Report) -> str:
     else:
         much = f"; with {AT:,} samples it would be {times} times that of perfect samples"
     return (
-        f"The teacher itself is poor: its Fréchet distance is {_distance(report.teacher)}{much}, and no "
-        "student of it is better: train the teacher for longer, then distil it."
+        f"The teacher itself is poor: its Fréchet distance is {_distance(report.teacher)}{much}. A student "
+        "that keeps its quality is poor as well: train the teacher for longer, then distil it."
     )
 
 
@@ -144,28 +144,28 @@ def too_few_samples(report: Report) -> list[str]:
         rows = [row for row, _ in good]
         sentences.append(
             f"{_samples(report, rows[0])} cannot tell whether the student is good enough at {_at(rows)}"
-            f"{_would([answer.good_samples for _, answer in good])}."
+            f"{_would([answer.good_samples for _, answer in good], tolerance_test(report, rows[0]).block)}."
         )
     if better:
         rows = [row for row, _ in better]
         sentences.append(
             f"{report.measure.samples:,} samples cannot tell whether the student is better than the "
             f"undistilled teacher at {_at(rows)} ({_rivals(report, rows)})"
-            f"{_would([answer.better_samples for _, answer in better])}."
+            f"{_would([answer.better_samples for _, answer in better], report.measure.samples)}."
         )
     return sentences
 
 
-def _would(needed: Sequence[int | None]) -> str:
-    """Such as ": about 4,600 to 12,000 would"."""
+def _would(needed: Sequence[int | None], block: int) -> str:
+    """Such as ": about 6,000 to 12,000 would, scored in blocks of 2,000 as the gate scores them"."""
     known = sorted(count for count in needed if count is not None)
     if not known:
         return ""
     if known[0] >= MOST:
         return f": more than {MOST:,} would"
-    first, last = (rounded_up(count) for count in (known[0], known[-1]))
+    first, last = (f"{-(-rounded_up(count) // block) * block:,}" for count in (known[0], known[-1]))
     more = "" if first == last else f" to {'more than ' if known[-1] >= MOST else ''}{last}"
-    return f": about {first}{more} would"
+    return f": about {first}{more} would, scored in blocks of {block:,} as the gate scores them"
 
 
 def limit(report: Report) -> float | None:
