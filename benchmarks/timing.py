@@ -59,6 +59,7 @@ def _wait(device: torch.device) -> None:
 
 
 def spread(ratios: list[float]) -> dict[str, float]:
-    """Median and quartiles of ratios."""
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    """Median and quartiles of ratios, which lie among them."""
+    many = len(ratios) > 1
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if many else ratios * 3
     return {"ratio": quartiles[1], "low": quartiles[0], "high": quartiles[2]}

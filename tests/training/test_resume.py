@@ -421,5 +421,5 @@ class TestExtend:
         assert everything(whole) == before
 
     def test_and_nothing_else(self, whole):
-        with pytest.raises(ConfigError, match=r"with learning_rate = 0.003, now it is 0.1: choose"):
-            halve(whole, learning_rate=0.1, job=job(extend=True))
+        with pytest.raises(ConfigError, match=r"with weight_decay = 0.0, now it is 0.1: choose"):
+            halve(whole, weight_decay=0.1, job=job(extend=True))
