@@ -16,14 +16,15 @@ from halfstep.config.validate import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Validated):
-    """Options of `TrainingConfig`; the data decide a batch that is not given."""
+    """Options of `TrainingConfig`; the data and the network decide those that are not given."""
 
     batch_size: Count | None = None
     """Samples per update, over all processes; by default an eighth of the data, from 32 to 128."""
     micro_batch_size: CountOrNone = 0
     """Samples per forward and backward of one process; 0 is its whole share."""
-    learning_rate: NotNegative = 3e-4
-    """Learning rate; another one may be given when a run goes on."""
+    learning_rate: NotNegative | None = None
+    """Learning rate; another one may be given when a run goes on. By default 0.064 over the width of a U-ViT,
+    from 2e-4 to 1e-3, and 3e-4 for any other network."""
     learning_rate_schedule: Literal["linear", "constant"] = "linear"
     """The rate falls to 0 within each stage, or stays."""
     warmup: Updates = 0
@@ -50,11 +51,11 @@ class TrainingOptions(Validated):
     seed: Seed = 0
     """All randomness is a function of it."""
 
-    def resolved(self, batch_size: int) -> "TrainingConfig":
-        """The optimisation, with this batch unless one is given."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        batch_size = batch_size if self.batch_size is None else self.batch_size
-        return TrainingConfig(**{**given, "batch_size": batch_size})
+    def resolved(self, batch_size: int, learning_rate: float = 3e-4) -> "TrainingConfig":
+        """The optimisation, with this batch and learning rate unless they are given."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in values.items() if value is not None}
+        return TrainingConfig(**{"batch_size": batch_size, "learning_rate": learning_rate, **given})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class TrainingConfig(TrainingOptions):
 
     batch_size: Count = 128
     """Samples per update, over all processes."""
+    learning_rate: NotNegative = 3e-4
+    """Learning rate; another one may be given when a run goes on."""
 
     def rate_at(self, update: int, updates: int, highest: float | None = None) -> float:
         """The learning rate of an update; with warm-up the first one's is 0.

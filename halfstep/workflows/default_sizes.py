@@ -1,4 +1,4 @@
-"""The default network of a teacher, from the shape and number of its data.
+"""The default network of a teacher, from the shape and number of its data, and the learning rate for it.
 
 docs/how-to/own-data.md has the table.
 """
@@ -6,9 +6,12 @@ docs/how-to/own-data.md has the table.
 from collections.abc import Sequence
 from math import gcd
 
+from torch import nn
+
 from halfstep.config import JsonObject
 from halfstep.config.validate import Count, is_valid
 from halfstep.errors import ConfigError
+from halfstep.models import recipe
 
 WIDTHS = {64: (4, 4), 128: (6, 4), 256: (8, 4), 512: (12, 8), 768: (12, 12)}
 """Widths of the U-ViT with depth and heads; 512 is the U-ViT-S of Bao et al. (2023)."""
@@ -18,6 +21,8 @@ TOKENS = 256
 """The most patches of an image, as in Bao et al. (2023)."""
 MOST_TOKENS = 1024
 """Patches beyond which no default network is offered."""
+RATE, RATES = 0.064, (2e-4, 1e-3)
+"""A learning rate times the width; the rate of U-ViT-S (Bao et al. 2023), and the one of the digits."""
 
 
 def completed(config: JsonObject, shape: Sequence[int], n: int) -> JsonObject:
@@ -62,3 +67,16 @@ def _width(n: int, values: int) -> int:
     """The width for n samples, but wide enough to hold the values of a patch."""
     by_number = next((width for width, most in ENOUGH.items() if n < most), 512)
     return next((width for width in WIDTHS if width >= max(by_number, values)), max(WIDTHS))
+
+
+def default_learning_rate(net: nn.Module) -> float:
+    """0.064 / width of a U-ViT, from 2e-4 to 1e-3; 3e-4 for any other network.
+
+    AdamW's best rate falls as 1 / width (Yang et al. 2021, "Tensor Programs V", table 3).
+    """
+    name, config = recipe(net)
+    if name != "uvit":
+        return 3e-4
+    least, most = RATES
+    width: int = config.get("embed_dim", 768)
+    return min(max(RATE / width, least), most)

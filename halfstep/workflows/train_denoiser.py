@@ -11,6 +11,7 @@ from halfstep.training import TrainingConfig
 from halfstep.training.api import train
 from halfstep.training.config import TrainingOptions
 from halfstep.training.stages import RunOptions
+from halfstep.workflows.default_sizes import default_learning_rate
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import DataOptions, SampledOptions, ShardOptions
 from halfstep.workflows.run_options import run_options_of
@@ -70,4 +71,6 @@ def prepare_denoiser(config: TrainDenoiserConfig, *, progress: Progress = SILENT
     data = config.dataset.load(progress)
     method, training = config.resolved(len(data))
     pipeline = fresh_pipeline(config.network, data, method.drop_labels > 0, training.seed)
+    rate = default_learning_rate(pipeline.denoiser.net)
+    training = config.training.resolved(training.batch_size, rate)
     return DenoiserRun(config, data, pipeline, method, training)

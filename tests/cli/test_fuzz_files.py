@@ -210,7 +210,9 @@ def world(tmp_path_factory):
     (at / "cifar").mkdir()
     Image.fromarray(np.zeros((3, 1024, 3), np.uint8)).save(at / "cifar/test_batch.png")
     (at / "cifar/test_lables.json").write_text("[1, 2, 3]")
-    (at / "own.toml").write_text('data = "digits"\nbatch_size = 4\nbetas = [0.9, 0.99]\nlabels = true\n')
+    (at / "own.toml").write_text(
+        'data = "digits"\nbatch_size = 4\nbetas = [0.9, 0.99]\nlabels = true\n'
+    )
     return at
 
 

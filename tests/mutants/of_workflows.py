@@ -23,6 +23,9 @@ MUTANTS = (
         ("shape[0] * patch**2", "patch**2"),
         ("if known <= whole", "if known < whole"),
         ("if whole % count == 0", "if True"),
+        ("0.064, (2e-4, 1e-3)", "0.064, (3e-4, 1e-3)"),
+        ("RATE / width", "RATE * width"),
+        ("min(max(RATE", "max(max(RATE"),
     ),
     *of(
         "models/uvit/checks",

@@ -8,10 +8,11 @@ from halfstep.data import Dataset
 from halfstep.errors import ConfigError
 from halfstep.methods import Denoising
 from halfstep.methods.diffusion.denoising import DenoisingOptions
+from halfstep.models import build
 from halfstep.models.uvit.model import UViT
 from halfstep.training import TrainingConfig
 from halfstep.training.config import TrainingOptions
-from halfstep.workflows.default_sizes import completed, patch_size
+from halfstep.workflows.default_sizes import completed, default_learning_rate, patch_size
 from halfstep.workflows.new_pipeline import fresh_pipeline, NetworkOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.train_denoiser import prepare_denoiser, TrainDenoiserConfig
@@ -112,7 +113,7 @@ def test_a_run_takes_them_unless_it_has_its_own(tmp_path):
     assert run.pipeline.denoiser.net.recipe[1]["embed_dim"] == 64
     method, training = DenoisingOptions(drop_labels=0.1), TrainingOptions(batch_size=64, seed=3)
     run = prepare_denoiser(config(tmp_path / "b", method=method, training=training))
-    assert run.training == TrainingConfig(batch_size=64, seed=3)
+    assert run.training == TrainingConfig(batch_size=64, learning_rate=1e-3, seed=3)
     assert run.method == Denoising(updates=5_700, drop_labels=0.1)
     method, training = Denoising(updates=7), TrainingConfig()
     run = prepare_denoiser(config(tmp_path / "c", method=method, training=training))
@@ -134,3 +135,18 @@ def test_a_network_of_another_size_than_the_data():
 def test_patches_that_do_not_divide_the_image():
     with pytest.raises(ConfigError, match=r"img_size.*add --size 32, or .*patch_size 3\)"):
         fresh_pipeline(NetworkOptions(net_config={"patch_size": "4"}), images(side=30), False, 0)
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"),
+    [(16, 1e-3), (64, 1e-3), (128, 5e-4), (256, 2.5e-4), (320, 2e-4), (512, 2e-4), (768, 2e-4)],
+)
+def test_the_learning_rate_falls_with_the_width(width, rate):
+    net = build(
+        "uvit", {"img_size": 4, "embed_dim": width, "patch_size": 2, "depth": 2, "num_heads": 4}
+    )
+    assert default_learning_rate(net) == pytest.approx(rate, rel=1e-12)
+
+
+def test_another_network_has_one_rate():
+    assert default_learning_rate(build("mlp", {"dim": 2})) == 3e-4

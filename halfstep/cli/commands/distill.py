@@ -38,6 +38,7 @@ from halfstep.training.api import AUTOCAST, refuse_teacher, resolve, sized
 from halfstep.training.config import TrainingOptions
 from halfstep.training.distributed import pick_device
 from halfstep.training.stages import RunOptions
+from halfstep.workflows.default_sizes import default_learning_rate
 from halfstep.workflows.locate import chosen_pipeline, DiffusersOptions, Official
 from halfstep.workflows.options import (
     DataOptions,
@@ -149,7 +150,8 @@ def main(name: str, argv: Sequence[str]) -> int:
     full = _before_data(options, method, teachers[0], auto=auto, are_images=images is not None)
     data, close = _data(console, options, images, teachers[0])
     del images  # with the teacher
-    training = options.training.resolved(default_batch(number_of(data)))
+    rate = default_learning_rate(teachers[0].denoiser.net)
+    training = options.training.resolved(default_batch(number_of(data)), rate)
     options = replace(options, training=training)
     teachers[0] = official.decoding(teachers[0], data)
 
