@@ -189,6 +189,16 @@ def test_names_in_tables_are_text_in_the_terminal(capsys):
     assert "\x1b" not in out and out.count(r"ev\x1b[31mil") == 3
 
 
+def test_the_demos_ratio_less_the_floor(printed):
+    """By hand: the teacher has 0.173, the floor is 0.096; none where the teacher may be at the floor."""
+    content = evidence()
+    cells = printed(tables.print_demo, typed(content))
+    by = dict(zip(cells[""][:2], cells["less floor"][:2], strict=True))
+    assert by == {"teacher, 64 steps": "1.000", "student": f"{0.082 / 0.077:.3f}"}
+    content["measure"]["floor"] = 0.168  # of an interval from 0.167
+    assert set(printed(tables.print_demo, typed(content))["less floor"]) == {"-"}
+
+
 def test_both_verdicts_in_the_words_of_the_page(printed):
     cells = printed(print_verdict, REPORT)
     assert list(cells) == ["", "good enough", "better than the undistilled teacher"]

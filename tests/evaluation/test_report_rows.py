@@ -100,7 +100,8 @@ def test_it_says_how_it_measured(measured, data):
     assert (measure["features"], measure["preprocessing"]) == ("five pixels", "as they are")
     assert (measure["samples"], measure["real"], measure["seed"]) == (40, 60, 0)
     assert measure["digest"] == "d" * 64 and len(measure["data"]) == 64
-    assert measure["floor"] == image_scorer(data).floor
+    assert measure["floor"] == image_scorer(data).floor > measure["floor_at_2000"] > 0
+    assert measure["floor_at_2000"] == replace(image_scorer(data), n=2000).floor
 
 
 def test_it_goes_through_json_onto_the_page(measured):

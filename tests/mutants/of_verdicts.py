@@ -73,6 +73,7 @@ MUTANTS = (
     *of(
         "evaluation/report_rows",
         "evaluation/report_rows",
+        ("scorer.floor_of(AT)", "scorer.floor"),
         ("self.scorer.ratio(samples, other)", "self.scorer.ratio(other, samples)"),
         ("teacher_rows.features[names[0]]", "teacher_rows.full.features"),
     ),
@@ -85,6 +86,11 @@ MUTANTS = (
         "evaluation/sample_sets",
         "evaluation/verdicts",
         ("self.real_features, n, labels=labels", "self.real_features, self.n, labels=labels"),
+    ),
+    *of(
+        "cli/console/tables",
+        "cli/tables",
+        ("ratio_less_floor(report, row)", "ratio_less_floor(report, report.teacher)"),
     ),
     *of(
         "report/words/headline",
