@@ -107,8 +107,9 @@ class Measurement:
     digest          of the weights of the feature network
     data            fingerprint of the real data
     real, real_few  numbers of real samples: for the Fréchet distance, for all other distances
-    floor           expected Fréchet distance of as many perfect samples
+    floor           expected Fréchet distance of as many perfect samples; 0 if it is unknown
     floor_at_2000   of 2,000 perfect samples; None in older reports
+    floor_note      why it is unknown or of other classes than the samples; empty if neither
     left_out        a sentence for each baseline that was not sampled
     """
 
@@ -125,6 +126,7 @@ class Measurement:
     left_out: tuple[str, ...]
     machine: str
     floor_at_2000: float | None = None
+    floor_note: str = ""
 
 
 @dataclass(frozen=True)

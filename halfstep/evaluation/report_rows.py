@@ -208,6 +208,7 @@ class Comparison:
             guidance_scale=scorer.guidance_scale,
             floor=scorer.floor,
             floor_at_2000=scorer.floor_of(AT),
+            floor_note=scorer.floor_note,
             left_out=tuple(candidates.left_out(config)),
             machine=machine,
         )

@@ -17,7 +17,7 @@ from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_ratio
 from halfstep.evaluation.metrics.distances import frechet_distance
-from halfstep.evaluation.metrics.floor import sampling_floor
+from halfstep.evaluation.metrics.floor import noted_floor
 from halfstep.evaluation.metrics.precision_recall_bootstrap import Neighbours
 from halfstep.pipeline import Pipeline
 from halfstep.progress import expected, Progress, SILENT
@@ -97,13 +97,24 @@ class SampleScorer:
 
     @property
     def floor(self) -> float:
-        """Expected Fréchet distance of n perfect samples, of classes in turn if the samples are."""
-        return self.floor_of(self.n)
+        """Expected Fréchet distance of n perfect samples of these classes; 0 if unknown (`floor_note`)."""
+        return self._noted_floor[0]
+
+    @property
+    def floor_note(self) -> str:
+        """Why the floor is unknown or of other classes; empty if it is that of the samples."""
+        return self._noted_floor[1]
+
+    @cached_property
+    def _noted_floor(self) -> tuple[float, str]:
+        return self._floor_of(self.n)
 
     def floor_of(self, n: int) -> float:
         """The same of another number of samples."""
-        labels = self.labels if self.classes > 1 else None
-        return sampling_floor(self.real_features, n, labels=labels)
+        return self._floor_of(n)[0]
+
+    def _floor_of(self, n: int) -> tuple[float, str]:
+        return noted_floor(self.real_features, n, labels=self.labels, classes=self.classes)
 
     @property
     def real_few(self) -> Tensor:

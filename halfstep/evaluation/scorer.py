@@ -136,7 +136,8 @@ def scorer_for(
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     refuse_samples(max(config.samples, config.split_samples), real.shape[1:])
     if labels is None and not isinstance(data, Tensor):
-        labels = real_labels(data)
+        # of all rows, where `real_labels` are of decoded ones
+        labels = None if isinstance(data, NoData) else data.labels
     return SampleScorer(
         features,
         real,

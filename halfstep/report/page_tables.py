@@ -35,7 +35,7 @@ class StudentLine:
     """A student and the best baselines with at most as many calls, several if they tie.
 
     less_floor  ratio to the teacher with the sampling floor subtracted from both; None if the teacher's
-                distance is not surely above the floor
+                distance is not surely above the floor, or the floor is unknown
     """
 
     row: Row

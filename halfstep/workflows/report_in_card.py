@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from halfstep.evaluation.report_data import Report
+from halfstep.evaluation.report_data import Measurement, Report
 from halfstep.report.images.png import save_grid
 from halfstep.workflows.model_card import plain
 
@@ -23,10 +23,17 @@ def report_table(report: Report) -> list[str]:
             for row in report.rows
         ),
         "",
-        f"{measure.samples:,} samples, features {plain(measure.features)}; {measure.floor:.3f} is what as "
-        "many perfect samples would score.",
+        f"{measure.samples:,} samples, features {plain(measure.features)}; {_floor(measure)}.",
     ]
     return [line.rstrip() for line in lines]
+
+
+def _floor(measure: Measurement) -> str:
+    """The floor and its note as part of a sentence."""
+    if measure.floor_note and not measure.floor:
+        return f"the sampling floor is {measure.floor_note}"
+    note = f", {measure.floor_note}" if measure.floor_note else ""
+    return f"{measure.floor:.3f} is what as many perfect samples would score{note}"
 
 
 def save_picture(report: Report, folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ from halfstep.evaluation.metrics.classification import Scores
 from halfstep.schema import plain
 from halfstep.workflows.compress_classifiers import CompressedClassifier
 from halfstep.workflows.model_card import _lines
+from halfstep.workflows.report_in_card import report_table
 from tests.support.evidence import evidence, rows_of, typed
 from tests.support.pages import different, says, spread
 
@@ -284,3 +285,24 @@ def spread_of(value):
 def test_no_table_is_made_otherwise():
     folder = Path(tables.__file__).parent
     assert [p.name for p in folder.glob("*.py") if "rich.table" in p.read_text()] == ["columns.py"]
+
+
+@pytest.mark.parametrize("floor, note", [(0.25, ""), (0.25, "by chance"), (0.0, "unknown: why")])
+def test_the_floor_and_its_note_are_said(floor, note):
+    measure = replace(REPORT.measure, floor=floor, floor_note=note, samples=1234)
+    report, said = (
+        replace(REPORT, measure=measure),
+        "0.250 is what 1,234 perfect samples would score",
+    )
+    out = io.StringIO()
+    tables.print_rows(Console(file=out, width=80), report)
+    last = [line for line in out.getvalue().splitlines() if line.startswith("floor")]
+    assert [said in last[0], note in out.getvalue()] == [floor > 0, True] and len(last) == 1
+    card = report_table(report)[-1]
+    assert card.endswith(
+        f"the sampling floor is {note}."
+        if not floor
+        else f"0.250 is what as many perfect samples would score{note and ', ' + note}."
+    )
+    [row] = [row for row in report.rows if row.role == "teacher"]
+    assert tables._measured(report, row).floor == (floor or None)

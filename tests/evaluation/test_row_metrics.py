@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from halfstep.evaluation import Features, SampleScorer
+from halfstep.data.latents.dataset import Latents
+from halfstep.data.latents.shards import Shards
+from halfstep.evaluation import Features, SampleScorer, scorer as scorer_module
 from halfstep.evaluation.metrics.floor import sampling_floor
 from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
 from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row as row_of, sheets
@@ -14,7 +16,7 @@ from halfstep.evaluation.sample_sets import SampleSet
 from halfstep.evaluation.setups import Setup
 from halfstep.schema import plain
 from tests.support.denoisers import seeded
-from tests.support.evaluation import FEATURES, few, image_scorer, pipeline, SHAPE
+from tests.support.evaluation import CONFIG, FEATURES, few, image_scorer, pipeline, SHAPE
 
 
 def sample_set(images, seconds=1.0):
@@ -105,3 +107,25 @@ def test_seconds_go_with_the_samples(data):
 def test_the_floor_is_that_of_as_many_samples(data):
     few_samples, many = (SampleScorer(FEATURES, data.values, n=n).floor for n in (20, 60))
     assert few_samples == sampling_floor(few(data.values), 20) > many
+
+
+def test_the_floor_is_of_the_scorers_classes(data):
+    labels = torch.arange(len(data)) % 3
+    scorer = image_scorer(data, classes=2, labels=labels)
+    floor = sampling_floor(few(data.values), scorer.n, labels=labels, classes=2)
+    assert (scorer.floor, scorer.floor_note) == (floor, "")
+    chance = image_scorer(data, classes=2)
+    assert chance.floor == sampling_floor(few(data.values), scorer.n) != floor
+    assert "by chance" in chance.floor_note and not image_scorer(data).floor_note
+    missing = image_scorer(data, classes=4, labels=labels)
+    assert missing.floor == 0 and missing.floor_note.startswith("unknown: 1 of the 4 classes")
+
+
+def test_the_labels_of_latents_as_real_rows_are_of_all_of_them(monkeypatch):
+    """Only decoded ones are cut to 10,000."""
+    monkeypatch.setattr(scorer_module, "MOST_DECODED", 5)
+    moments = torch.randn(12, 6, 4, 6, generator=seeded(1))
+    latents = Latents(Shards((moments,)), 1, 1.0, torch.arange(12) % 3)
+    monkeypatch.setattr(scorer_module, "data_features", lambda *_, **__: moments.flatten(1)[:, :5])
+    scorer = scorer_module.scorer_for(FEATURES, latents, CONFIG)
+    assert torch.equal(scorer.labels, latents.labels) and len(scorer.real) == 12

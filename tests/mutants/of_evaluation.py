@@ -228,9 +228,10 @@ MUTANTS = (
         ("self.real_features[rows[: self.n]]", "self.real_features[: self.n]"),
         ("self.seconds * n / max(len(self), 1)", "self.seconds / max(len(self), 1)"),
         (
-            "sampling_floor(self.real_features, self.n, labels",
-            "sampling_floor(self.real_features, len(self.real), labels",
+            "noted_floor(self.real_features, self.n, labels",
+            "noted_floor(self.real_features, len(self.real), labels",
         ),
+        ("labels=self.labels, classes=self.classes)", "labels=self.labels, classes=1)"),
         ("/ _rms(teacher.features)", "/ _rms(samples.features)"),
         ("_rms(samples.images - teacher.images),", "_rms(samples.images - teacher.images) ** 2,"),
         ("samples.seconds / len(samples),", "samples.seconds,"),

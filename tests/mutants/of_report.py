@@ -38,7 +38,6 @@ MUTANTS = (
         "report/report_numbers",
         ("faster = slow / seconds if", "faster = seconds / slow if"),
         ("difference=distance.value - teacher.value", "difference=teacher.value - distance.value"),
-        ("(distance.value - floor) / (teacher.value - floor)", "distance.value / teacher.value"),
         ("get(batches[-1]) if", "get(batches[0]) if"),
         ("ratio=decisive_ratio(report, row)", "ratio=row.ratio"),
         ("row.compressed.student == student.name", "True"),

@@ -138,9 +138,35 @@ def test_the_table_compares_at_equal_calls(read):
     assert "0.178 0.172 to 0.184" in read.text and "+0.005" in read.text and "1.06" in read.text
 
 
-def test_no_ratio_less_floor_where_the_teacher_may_be_below_it():
+CHANCE = "of classes by chance, as the data has no labels"
+
+
+@pytest.mark.parametrize(
+    "floor, note, sentence",
+    [
+        (
+            0.096, "",
+            "The sampling floor, 0.096, is what as many perfect samples would score on average: no sampler "
+            "that does not copy the data can be expected to score lower.",
+        ),
+        (
+            0.096, CHANCE,
+            f"The sampling floor, 0.096, is what as many perfect samples would score on average, {CHANCE}.",
+        ),
+        (0.0, "unknown: 1 of the 2 classes", "The sampling floor is unknown: 1 of the 2 classes."),
+    ],
+)  # fmt: skip
+def test_the_page_says_the_floor_and_what_is_wrong_with_it(floor, note, sentence):
     content = evidence()
-    content["measure"]["floor"] = 0.168  # of an interval from 0.167
+    content["measure"] |= {"floor": floor, "floor_note": note}
+    text = Page(render(typed(content, pictures()))).text
+    assert sentence in text and ("be expected to score lower" in text) == (not note)
+
+
+@pytest.mark.parametrize("floor", [0.168, 0.0])
+def test_no_ratio_less_floor_where_the_teacher_may_be_below_it_or_it_is_unknown(floor):
+    content = evidence()
+    content["measure"]["floor"] = floor  # the teacher's interval is from 0.167
     assert {line.less_floor for line in student_lines(content)} == {None}
 
 

@@ -88,6 +88,7 @@ def evidence():
             "guidance_scale": 1.0,
             "floor": 0.096,
             "left_out": [],
+            "floor_note": "",
             "machine": "2 CPU cores",
             "floor_at_2000": 0.096,
         },

@@ -5,12 +5,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from halfstep.cli.console.columns import Columns, print_wide
+from halfstep.cli.console.columns import Columns, print_wide, say_words
 from halfstep.cli.console.progress import say, span
 from halfstep.errors import ConfigError
 from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.metrics.bootstrap import Interval
-from halfstep.evaluation.report_data import AnyReport, GuidedTable, Reconstruction, Report, Row
+from halfstep.evaluation.report_data import (
+    AnyReport,
+    GuidedTable,
+    Measurement,
+    Reconstruction,
+    Report,
+    Row,
+)
 from halfstep.evaluation.report_files import read_report
 from halfstep.evaluation.verdicts import ratio_less_floor
 from halfstep.report.plots.figures import without_figures
@@ -51,8 +58,19 @@ def print_rows(console: Console, report: Report) -> None:
             style=STYLES.get(row.role, ""),
         )
     print_wide(console, table)
-    floor, n = report.measure.floor, report.measure.samples
-    say(console, "floor", f"{floor:.3f} is what {n:,} perfect samples would score on average")
+    _say_floor(
+        console,
+        report.measure,
+        f"{report.measure.samples:,} perfect samples would score on average",
+    )
+
+
+def _say_floor(console: Console, measure: Measurement, whose: str) -> None:
+    """Say the floor and its note."""
+    if measure.floor or not measure.floor_note:
+        say(console, "floor", f"{measure.floor:.3f} is what {whose}")
+    if measure.floor_note:
+        say_words(console, "" if measure.floor else "floor", measure.floor_note)
 
 
 def print_guided(console: Console, guided: GuidedTable) -> None:
@@ -75,7 +93,7 @@ def print_guided(console: Console, guided: GuidedTable) -> None:
 
 def print_demo(console: Console, report: Report) -> None:
     """Print the students of the demo, each above the teacher's samplers at about as many calls."""
-    full, floor = report.teacher.distances.frechet_distance.value, report.measure.floor
+    full = report.teacher.distances.frechet_distance.value
     table = Columns("", "calls", "Fréchet", "- teacher", "/ teacher", "less floor", "rmse", "ms")
 
     def add(name: str, row: Row) -> None:
@@ -100,8 +118,7 @@ def print_demo(console: Console, report: Report) -> None:
             if other.role == "baseline" and below < other.calls <= row.calls:
                 add(f"  teacher, {names[other.sampler]}", other)
     print_wide(console, table)
-    samples = report.measure.samples
-    say(console, "floor", f"{floor:.3f} is what {samples:,} perfect samples would score;")
+    _say_floor(console, report.measure, f"{report.measure.samples:,} perfect samples would score;")
     say(console, "", "'less floor' is the ratio with it taken from student and teacher")
     for name in ("teacher", "halvings"):
         if cost := getattr(report.run.cost, name):
@@ -223,6 +240,6 @@ def _measured(report: Report, row: Row) -> Measured:
         how.samples,
         how.data,
         how.real,
-        how.floor,
+        how.floor or None,
         how.guidance_scale,
     )

@@ -10,6 +10,10 @@ from halfstep.evaluation.metrics.distances import checked, frechet_of_factors
 
 SMALL = 128
 """Features of up to so many dimensions take more splits, which cost little."""
+LEAST = 4
+BY_CHANCE = (
+    "of classes by chance, as the data has no labels: too high if its classes are equally frequent"
+)
 
 
 def sampling_floor(
@@ -17,6 +21,7 @@ def sampling_floor(
     n: int,
     *,
     labels: Tensor | None = None,
+    classes: int | None = None,
     splits: int | None = None,
     seed: int = 0,
 ) -> float:
@@ -27,25 +32,38 @@ def sampling_floor(
     sizes to those. Where classes in turn have other shares than the data, the distance that this makes
     without any noise is kept as it is.
 
+    It needs N of at least 2 D, because a part is about half of the rows. The single row of a class stands in
+    both parts and has no noise: many such classes make the floor too low.
+
     Args:
         real: float [N, D], features, N at least 4.
-        n: the number of samples, at least 1.
+        n: the number of samples, at least 2.
         labels: int64 [N], the class of each real row, for samples whose classes are drawn in turn: 0, 1, ...,
             0, 1, ... The number of each class is then no noise, which is most of the floor where classes lie
             apart. Rows of an unknown class (-1) are left out. None for classes drawn by chance.
+        classes: the number of classes that the samples take in turn; by default the largest label and 1.
         splits: the number of random splits to average over; by default 64 up to D = 128, and 8 above.
         seed: the seed of the splits.
 
     Raises:
-        DataError: too few rows or samples, and features that are not finite.
+        DataError: too few rows or samples, labels of another number than the rows, a class without rows, and
+            features that are not finite.
     """
-    if n < 1 or len(real) < 4:
-        raise DataError(f"a floor needs n of at least 1 and 4 real rows, got {n} and {len(real)}")
     count = len(real)
-    if labels is not None and bool((labels < 0).any()):
+    if labels is not None:
+        _refuse_other_labels(real, labels)
         real, labels = real[labels >= 0], labels[labels >= 0]
+    if n < 2 or len(real) < LEAST:
+        known = "" if labels is None else " of a known class"
+        raise DataError(
+            f"a floor needs n of at least 2 and {LEAST} real rows{known}, got {n} and {len(real)}"
+        )
     real, _ = checked(real, real)
-    strata = _strata(len(real), n, labels)
+    strata = _strata(len(real), n, labels, classes)
+    if sum(stratum.few for stratum in strata) < 2:
+        raise DataError(
+            f"a floor of {n} samples needs {LEAST} real rows of their classes: add rows"
+        )
     apart = 0.0 if labels is None else frechet_of_factors(*_whole(real, strata))
     splits = splits or (64 if real.shape[1] <= SMALL else 8)
     generator, total = torch.Generator().manual_seed(seed), 0.0
@@ -60,6 +78,41 @@ def sampling_floor(
     return apart + (total / splits - apart) * (1 / n + 1 / count) / sizes
 
 
+def noted_floor(
+    real: Tensor, n: int, *, labels: Tensor | None = None, classes: int = 1
+) -> tuple[float, str]:
+    """The floor of n samples of so many classes in turn, and a note if it is unknown or of other classes.
+
+    labels  class of each real row, -1 if unknown; None if all are
+
+    The floor is 0 if it is unknown, because a class of the samples has no real rows.
+    """
+    if classes == 1:
+        return sampling_floor(real, n), ""
+    if labels is not None:
+        _refuse_other_labels(real, labels)
+    if labels is None or int((labels >= 0).sum()) < LEAST:
+        return sampling_floor(real, n), BY_CHANCE
+    if missing := len(_missing(labels, n, classes)):
+        return (
+            0.0,
+            f"unknown: {missing} of the {classes} classes of the samples have no real images",
+        )
+    return sampling_floor(real, n, labels=labels, classes=classes), ""
+
+
+def _refuse_other_labels(real: Tensor, labels: Tensor) -> None:
+    if len(labels) != len(real):
+        raise DataError(
+            f"{len(labels)} labels for {len(real)} real rows: give one label for each row"
+        )
+
+
+def _missing(labels: Tensor, n: int, classes: int) -> list[int]:
+    """The classes that n samples take and no row has."""
+    return sorted(set(range(min(n, classes))) - set(labels.unique().tolist()))
+
+
 @dataclass(frozen=True)
 class _Stratum:
     """The real rows of a class, its share of them, and its share and number of the samples."""
@@ -69,25 +122,30 @@ class _Stratum:
     of_samples: float
     samples: int
 
+    @property
+    def few(self) -> int:
+        """The number of rows in the samples' part: of the samples, or of at most half of the rows."""
+        return min(self.samples, max(len(self.rows) // 2, 1))
+
     def split(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows for the samples' part, as many as there are samples if half has them, and the others."""
         order = self.rows[torch.randperm(len(self.rows), generator=generator)]
-        few = min(self.samples, max(len(order) // 2, 1))
-        return order[:few], order[few:] if few < len(order) else order
+        return order[: self.few], order[self.few :] if self.few < len(order) else order
 
 
-def _strata(count: int, n: int, labels: Tensor | None) -> list[_Stratum]:
+def _strata(count: int, n: int, labels: Tensor | None, classes: int | None) -> list[_Stratum]:
     if labels is None:
         return [_Stratum(torch.arange(count), 1.0, 1.0, n)]
     present, sizes = labels.unique(return_counts=True)
-    classes = int(present.max()) + 1
-    samples = torch.bincount(torch.arange(n) % classes, minlength=classes)[present]
-    if not int(samples.sum()):
-        raise DataError(f"no class of {n} samples in turn is in the data: take more samples")
-    return [
-        _Stratum(
-            (labels == label).nonzero()[:, 0], size / count, number / int(samples.sum()), number
+    rows = int(present.max()) + 1
+    classes = classes or rows
+    if missing := _missing(present, n, classes):
+        raise DataError(
+            f"class {missing[0]} of the samples has no real rows: add some, or give no labels"
         )
+    samples = torch.bincount(torch.arange(n) % classes, minlength=max(classes, rows))[present]
+    return [
+        _Stratum((labels == label).nonzero()[:, 0], size / count, number / n, number)
         for label, size, number in zip(
             present.tolist(), sizes.tolist(), samples.tolist(), strict=True
         )

@@ -9,7 +9,7 @@ from halfstep.errors import DataError
 from halfstep.evaluation import frechet_distance, sampling_floor
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval
 from halfstep.evaluation.metrics.distances import factor
-from halfstep.evaluation.metrics.floor import _factor
+from halfstep.evaluation.metrics.floor import _factor, BY_CHANCE, noted_floor
 from tests.support.denoisers import seeded
 
 SIZE = 6
@@ -50,7 +50,7 @@ def test_the_floor_falls_with_more_samples_and_repeats_itself():
     assert sampling_floor(real, 100, seed=1) != sampling_floor(real, 100)
 
 
-@pytest.mark.parametrize("rows, n", [(3, 10), (10, 0)])
+@pytest.mark.parametrize("rows, n", [(3, 10), (10, 0), (10, 1)])
 def test_a_floor_needs_rows(rows, n):
     with pytest.raises(DataError, match="a floor needs"):
         sampling_floor(torch.zeros(rows, 2), n)
@@ -104,6 +104,64 @@ def test_a_class_of_one_row_and_fewer_samples_than_classes():
     labels = torch.tensor([0, 1, 1, 2, 2, 2, 2])
     assert sampling_floor(real, 30, labels=labels) > 0
     assert sampling_floor(real, 2, labels=labels) > sampling_floor(real, 30, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "labels, n", [([-1] * 9, 30), ([0] + [-1] * 8, 30), ([1, 1] + [-1] * 7, 2)]
+)
+def test_too_few_rows_of_known_classes_are_refused(labels, n):
+    with pytest.raises(DataError, match="4 real rows of a known class"):
+        sampling_floor(of(torch.zeros(9, dtype=torch.int64), 1), n, labels=torch.tensor(labels))
+
+
+def test_one_row_of_the_only_class_of_the_samples_is_refused():
+    labels = torch.tensor([0, 1, 1, 1, 1])
+    with pytest.raises(DataError, match="needs 4 real rows of their classes"):
+        sampling_floor(of(labels, 1), 10, labels=labels, classes=1)
+
+
+def test_labels_of_another_number_than_the_rows_are_refused():
+    real, labels = in_turn(9, 1), torch.arange(8) % 3
+    with pytest.raises(DataError, match="8 labels for 9 real rows"):
+        sampling_floor(real, 30, labels=labels)
+    with pytest.raises(DataError, match="8 labels for 9 real rows"):
+        noted_floor(real, 30, labels=labels, classes=4)
+
+
+def test_samples_take_their_own_classes_not_those_of_the_data():
+    """Samples of the first two classes of three: a third of the data is of a class without samples."""
+    labels = drawn((1.0, 1.0, 1.0), 900, 1)
+    real = of(labels, 2)
+    truth = [frechet_distance(real, of(torch.arange(90) % 2, k)) for k in range(3, 23)]
+    floor = sampling_floor(real, 90, labels=labels, classes=2)
+    assert floor == pytest.approx(sum(truth) / len(truth), rel=0.05)
+    assert floor > 5 * sampling_floor(real, 90, labels=labels)
+    assert noted_floor(real, 90, labels=labels, classes=2) == (floor, "")
+    assert sampling_floor(real, 90, labels=labels, classes=3) == sampling_floor(
+        real, 90, labels=labels
+    )
+
+
+def test_a_class_of_the_samples_without_real_rows():
+    """The function refuses it; a report has no floor and says why, unless no sample is of that class."""
+    labels = torch.arange(90) % 3
+    real = of(labels, 2)
+    with pytest.raises(DataError, match="class 3 of the samples has no real rows"):
+        sampling_floor(real, 30, labels=labels, classes=5)
+    floor, note = noted_floor(real, 30, labels=labels, classes=5)
+    assert floor == 0 and note == "unknown: 2 of the 5 classes of the samples have no real images"
+    floor, note = noted_floor(real, 3, labels=labels, classes=5)
+    assert floor == sampling_floor(real, 3, labels=labels) and not note
+
+
+@pytest.mark.parametrize("labels", [None, [-1] * 90, [0, 1, 2] + [-1] * 87])
+def test_without_labels_the_floor_is_of_classes_by_chance_and_says_so(labels):
+    real = in_turn(90, 2)
+    labels = None if labels is None else torch.tensor(labels)
+    by_chance = sampling_floor(real, 30)
+    assert noted_floor(real, 30, labels=labels, classes=3) == (by_chance, BY_CHANCE)
+    assert noted_floor(real, 30, labels=labels) == (by_chance, "")
+    assert by_chance > 1.5 * sampling_floor(real, 30, labels=torch.arange(90) % 3)
 
 
 def test_even_weights_give_the_mean_and_covariance_of_a_distance():
