@@ -27,7 +27,7 @@ MUTANTS = (
     *of(
         "cli/commands/distill",
         "cli/diffusers_teachers",
-        ("None if options.lora.build() is None else AUTOCAST[training.precision]", "None"),
+        ("None if options.lora.build() is None else AUTOCAST[options.training.precision]", "None"),
         ("return kept or official", "return official"),
     ),
     *of("cli/__init__", "cli/sizes", ('"ignore", message=', '"always", message=')),

@@ -239,7 +239,10 @@ MUTANTS = (
     *of(
         "methods/diffusion/progressive",
         "methods/diffusion/v_teacher_first",
-        ("return self.updates[0]\n", "return others[0].updates\n"),
+        (
+            "self.updates is None else self.updates[0]\n",
+            "self.updates is None else others[0].updates\n",
+        ),
     ),
     *of(
         "methods/diffusion/guided",
@@ -315,7 +318,7 @@ MUTANTS = (
             "return replace(cond or Cond(), guidance_scale=scale)",
             "return Cond(guidance_scale=scale)",
         ),
-        ("self.updates, guidance_range=span, forwards=cost)", "self.updates, forwards=cost)"),
+        ("updates, guidance_range=span, forwards=cost)", "updates, forwards=cost)"),
         ("replace(stage, guidance_range=self.guidance_range)", "stage"),
         ("halving = self.halvings(self.weighting)", "halving = self.halvings('snr+1')"),
         ("if not self.student and not self.student_net", "if not self.student"),
