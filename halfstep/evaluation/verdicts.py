@@ -164,7 +164,9 @@ def is_poor(report: Report) -> bool:
 
 def _multiple(how: Measurement, distance: float) -> float | None:
     floor = how.floor if how.samples == AT else how.floor_at_2000
-    return 1 + (distance - how.floor) / floor if floor and floor > 0 else None
+    if floor is None or min(floor, how.floor) <= 0:  # 0 is unknown
+        return None
+    return 1 + (distance - how.floor) / floor
 
 
 def ratio_less_floor(report: Report, row: Row) -> float | None:

@@ -160,6 +160,12 @@ def test_an_older_report_of_other_samples_has_no_multiple():
     assert floor_multiple(report) is None and not is_poor(report)
 
 
+def test_an_unknown_floor_of_few_samples_has_no_multiple():
+    """Fewer samples than classes: their distance has a floor that is not known, and is no excess."""
+    report = with_teacher(519, 0.0, samples=50, floor_at_2000=8.0)
+    assert floor_multiple(report) is None and not is_poor(report)
+
+
 def test_shares_of_classes_do_not_shrink_with_the_samples():
     """Data of .7, .2, .08 and .02, classes in turn: a teacher 5 above a floor of 10.8 is not poor."""
     generator = torch.Generator().manual_seed(1)

@@ -228,8 +228,8 @@ MUTANTS = (
         ("self.real_features[rows[: self.n]]", "self.real_features[: self.n]"),
         ("self.seconds * n / max(len(self), 1)", "self.seconds / max(len(self), 1)"),
         (
-            "noted_floor(self.real_features, self.n, labels",
-            "noted_floor(self.real_features, len(self.real), labels",
+            "self._floor_of(self.n)",
+            "self._floor_of(len(self.real))",
         ),
         ("labels=self.labels, classes=self.classes)", "labels=self.labels, classes=1)"),
         ("/ _rms(teacher.features)", "/ _rms(samples.features)"),

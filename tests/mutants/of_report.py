@@ -38,6 +38,7 @@ MUTANTS = (
         "report/report_numbers",
         ("faster = slow / seconds if", "faster = seconds / slow if"),
         ("difference=distance.value - teacher.value", "difference=teacher.value - distance.value"),
+        ("ratio_less_floor(report, row)", "ratio_less_floor(report, report.teacher)"),
         ("get(batches[-1]) if", "get(batches[0]) if"),
         ("ratio=decisive_ratio(report, row)", "ratio=row.ratio"),
         ("row.compressed.student == student.name", "True"),

@@ -13,6 +13,7 @@ MUTANTS = (
         ("row.calls <= limit", "row.calls >= limit"),
         ("1 + (distance - how.floor) / floor", "distance / floor"),
         ("else how.floor_at_2000", "else how.floor"),
+        ("min(floor, how.floor) <= 0", "floor <= 0"),
         ("largest(measured) if", "measured[0] if"),
         ("guidance_scale != 1 or", "guidance_scale != 1 and"),
         ("or _guided_teacher(report) is not None", "or False"),
@@ -27,7 +28,7 @@ MUTANTS = (
         ("(1 + LEVEL) / 2", "LEVEL"),
         ("confident + normal.inv_cdf(power)", "confident"),
         ("/ distance) ** 2", "/ distance)"),
-        ("ratio.low if distance > 0 else ratio.high", "ratio.high if distance > 0 else ratio.low"),
+        ("ratio.low if ratio.value > limit else", "ratio.low if ratio.value < limit else"),
         ("(1 + POWER) / 2", "POWER"),
         ("math.log(ALIKE) - abs(math.log(ratio.value))", "math.log(ALIKE)"),
         ("max([block, *looks])", "min([block, *looks])"),
@@ -94,7 +95,7 @@ MUTANTS = (
     *of(
         "evaluation/sample_sets",
         "evaluation/verdicts",
-        ("self.real_features, n, labels=labels", "self.real_features, self.n, labels=labels"),
+        ("noted_floor(self.real_features, n,", "noted_floor(self.real_features, self.n,"),
     ),
     *of(
         "cli/console/tables",

@@ -38,7 +38,7 @@ MUTANTS = (
         "workflows/list_runs",
         ("return min(counts, default=None)", "return max(counts, default=None)"),
         ('stage["name"] == run.gate["best"]', 'stage["name"] != run.gate["best"]'),
-        ("max(ratios", "min(ratios"),
+        ("worst := worst_ratio(guided, steps)", "worst := guided.rows[0].distance"),
         ("if row.steps == steps and", "if"),
         ('if decision["steps"] == steps:', "if True:"),
         ("if is_held(folder):", "if False:"),
