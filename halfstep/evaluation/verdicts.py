@@ -170,7 +170,7 @@ def _multiple(how: Measurement, distance: float) -> float | None:
 
 
 def ratio_less_floor(report: Report, row: Row) -> float | None:
-    """A row's distance over the teacher's, each less the floor; None if the teacher's may be the floor."""
+    """A row's distance over the teacher's, each less the floor; None if that is unknown or the teacher's."""
     floor, full = report.measure.floor, report.teacher.distances.frechet_distance
     if not 0 < floor < min(full.low, full.value):
         return None

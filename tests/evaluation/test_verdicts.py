@@ -206,6 +206,7 @@ def test_the_ratio_less_the_floor_needs_a_teacher_surely_above_it():
         return replace(report, measure=replace(report.measure, floor=floor))
 
     assert ratio_less_floor(at(0.168), eight) is None and ratio_less_floor(at(0.2), eight) is None
+    assert ratio_less_floor(at(0.0), eight) is None  # unknown
     frechet = replace(eight.distances, frechet_distance=Interval(0.09, 0.08, 0.1))
     assert ratio_less_floor(report, replace(eight, distances=frechet)) == 0
 

@@ -47,7 +47,7 @@ MUTANTS = (
             "torch.bincount(torch.arange(n) // classes % 2",
         ),
         ("classes = classes or rows", "classes = rows"),
-        ("minlength=max(classes, rows)", "minlength=rows"),
+        ("minlength=rows", "minlength=classes"),
         ("range(min(n, classes))", "range(classes)"),
         ("if len(labels) != len(real):", "if len(labels) > len(real):"),
         ("if n < 2 or len(real) < LEAST:", "if n < 1 or len(real) < LEAST:"),

@@ -143,7 +143,7 @@ def _strata(count: int, n: int, labels: Tensor | None, classes: int | None) -> l
         raise DataError(
             f"class {missing[0]} of the samples has no real rows: add some, or give no labels"
         )
-    samples = torch.bincount(torch.arange(n) % classes, minlength=max(classes, rows))[present]
+    samples = torch.bincount(torch.arange(n) % classes, minlength=rows)[present]
     return [
         _Stratum((labels == label).nonzero()[:, 0], size / count, number / n, number)
         for label, size, number in zip(
