@@ -111,7 +111,7 @@ class SampleScorer:
 
     def floor_of(self, n: int) -> float:
         """The same of another number of samples."""
-        return self._floor_of(n)[0]
+        return self.floor if n == self.n else self._floor_of(n)[0]
 
     def _floor_of(self, n: int) -> tuple[float, str]:
         return noted_floor(self.real_features, n, labels=self.labels, classes=self.classes)
