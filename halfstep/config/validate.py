@@ -158,6 +158,8 @@ def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
     example = None if default is MISSING else default
     if not example and is_valid((value,), hint):
         example = (value,)
+    if not example and default is None:
+        example = next((x for x in (_least(hint), 1) if x and is_valid(x, hint)), None)
     instead = f": write for example {example!r}" if example else ""
     endless = not all(map(_is_finite, numbers(value)))
     finite = ", finite and of at most 64 bits" if endless else ""
@@ -165,14 +167,17 @@ def _wrong_type(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
 
 
 def _out_of_range(name: str, value: Any, hint: Any, default: Any) -> ConfigError:
-    bounds = list(_bounds(hint))
     ends = " and ".join(dict.fromkeys(ends_of(hint)))
     each = "each of " if isinstance(value, list | tuple) else ""
-    least = next((end for word, end in bounds if word == "at least"), None)
-    instead = least if default in (MISSING, None, ()) else default
+    instead = _least(hint) if default in (MISSING, None, ()) else default
     example = "" if instead is None else f": write for example {instead}"
     value = tuple(value) if isinstance(value, list) else value
     return ConfigError(f"{each}{name} must be {ends}, got {shown(value)}{example}")
+
+
+def _least(hint: Any) -> float | None:
+    """The least value of a type's range, if it has one."""
+    return next((end for word, end in _bounds(hint) if word == "at least"), None)
 
 
 def ends_of(hint: Any) -> list[str]:

@@ -275,4 +275,5 @@ def test_every_verb_is_here():
         for verb, (_, kinds) in halfstep.cli.VERBS.items()
         for kind in kinds or [""]
     }
-    assert {verb.words for verb in VERBS} == there
+    # play serves until Ctrl-C
+    assert {verb.words for verb in VERBS} == there - {"play"}

@@ -90,7 +90,7 @@ def test_what_samples_are_made_of_is_finite():
         ({"guidance_range": (1, 2, 3)}, "a list of 2, a number each, got"),
         ({"guidance_range": ("1", "2")}, "a list of 2, a number each, got"),
         ({"halving_updates": 100}, "halving_updates is a list, a whole number each, got 100"),
-        ({"updates": 1.5}, "updates is a whole number, got 1.5: write for example 10000"),
+        ({"updates": 1.5}, "updates is a whole number, got 1.5: write for example 1$"),
         ({"student": {"guidance_embed_dim": "0"}}, "option of the method"),
         ({"start": 4, "stop": 4, "target_clip": 1.0}, "target_clip is for halvings"),
     ],

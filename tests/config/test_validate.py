@@ -146,6 +146,8 @@ def test_kinds_in_words():
     assert not is_valid(None, int) and not is_valid(("a", "b"), tuple[tuple[str, str], ...])
     with pytest.raises(ConfigError, match=r"^must is a whole number, got None$"):
         Options(None)
+    with pytest.raises(ConfigError, match=r"^maybe is a number, got 'a': write for example 1$"):
+        Options(3, maybe="a")
 
 
 NAN = float("nan")

@@ -1,7 +1,9 @@
 """`halfstep play RUN`: a page to play with teacher and students."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from halfstep.cli.console.next_command import say_export, say_next
 from halfstep.cli.console.progress import say, terminal
 from halfstep.cli.parse import parse
 from halfstep.workflows.play import load_networks, PlayConfig
@@ -19,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
     url = serve(app, config, block=False)
     say(console, "page", url)
     say(console, "stop", "Ctrl-C")
+    if config.run is None:
+        say_next(console, "demo")
+    else:
+        say_export(console, Path(config.run), net=config.net)
     try:
         app.block_thread()
     finally:
