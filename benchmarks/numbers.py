@@ -34,8 +34,10 @@ from halfstep.pipeline.samplers import NAMES
 
 UPDATES = 50
 LOOK = "--device cpu --log-every 1"
-FEW = f"--updates {UPDATES} --batch-size 32 {LOOK}"
-HALVE = f"--start 4 --stop 1 --updates {UPDATES} --batch-size 32 --tolerance 0 {LOOK}"
+STEP = "--batch-size 32 --learning-rate 3e-4"
+"""Given, so that no default decides a number."""
+FEW = f"--updates {UPDATES} {STEP} {LOOK}"
+HALVE = f"--start 4 --stop 1 --updates {UPDATES} {STEP} --tolerance 0 {LOOK}"
 SMALL = "--data digits --net uvit --net-config embed_dim 32 depth 4 num_heads 2 patch_size 2"
 RUNS = {
     "denoising": f"train denoiser {SMALL} --labels --drop-labels 0.1 --ema 0.9 {FEW}",
