@@ -1,16 +1,17 @@
-# halfstep with every extra and the CPU build of torch:
+# halfstep with every extra:
 #   docker build -t halfstep .
 #   docker run --rm -v "$PWD:/data" halfstep demo
-# For a GPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t halfstep . and run with --gpus all
+# torch is the build of pip's own index, with CUDA. --build-arg TORCH_INDEX=URL takes another, such as the smaller CPU
+# builds whose index PyTorch's installation page names. With a GPU: docker run --gpus all
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/halfstep
 WORKDIR /src
 COPY constraints.txt ./
-RUN /opt/halfstep/bin/pip install -c constraints.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch
+RUN /opt/halfstep/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} torch
 COPY pyproject.toml README.md LICENSE THIRD_PARTY.md ./
 COPY halfstep ./halfstep
 RUN /opt/halfstep/bin/pip install -c constraints.txt '.[all]'
