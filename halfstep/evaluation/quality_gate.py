@@ -329,7 +329,9 @@ def fewest_start(
             return replace(method, start=run.options["start"])
         return method  # the folder of another run: the run itself refuses it
     full, n = meter.full_steps, meter.samples
-    steps = fewest_steps(meter.teacher_at, full, stop=method.stop, samples=n, most=MOST * n)
+    steps = fewest_steps(
+        meter.teacher_at, full, stop=method.first or method.stop, samples=n, most=MOST * n
+    )
     why = "fewer would cost quality" if steps == full else f"they are as good as {full}"
     tell(f"{steps} steps: {why}")
     return replace(method, start=steps)

@@ -6,15 +6,18 @@ from halfstep.methods.diffusion.chain import Chain
 from halfstep.methods.diffusion.denoising import Denoising
 from halfstep.methods.diffusion.encoder import Encoder
 from halfstep.methods.diffusion.guided import GuidedDistillation
-from halfstep.methods.diffusion.progressive import Progressive, two_step_target
+from halfstep.methods.diffusion.multistep_consistency import MultistepConsistency
+from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.reparameterise import Reparameterise
 from halfstep.methods.diffusion.shrink import Shrink
 from halfstep.methods.diffusion.stochastic import Stochastic
+from halfstep.methods.diffusion.two_step_target import two_step_target
 
 METHODS: dict[str, type[Method]] = {
     "progressive": Progressive,
     "guided": GuidedDistillation,
     "stochastic": Stochastic,
+    "multistep-consistency": MultistepConsistency,
     "encoder": Encoder,
     "reparameterise": Reparameterise,
     "shrink": Shrink,
@@ -31,6 +34,7 @@ __all__ = [
     "GuidedDistillation",
     "KnowledgeDistillation",
     "Method",
+    "MultistepConsistency",
     "Objective",
     "PipelineLike",
     "Progressive",

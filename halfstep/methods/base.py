@@ -223,6 +223,11 @@ class StagePlan:
         )  # fmt: skip
 
 
+def teacher_calls(teacher: Teacher) -> int:
+    """The calls of a network that one prediction of a teacher takes: two with guidance."""
+    return 2 if teacher.guided else 1
+
+
 def cost_after(plan: Sequence[StagePlan], name: str) -> int:
     """The cost of the stages after the stage of this name, in forwards of a sample.
 

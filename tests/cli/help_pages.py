@@ -105,6 +105,7 @@ MATTER = {
     "train codec": "width updates batch-size learning-rate device",
     "distill progressive": "teacher start stop updates tolerance",
     "distill stochastic": "teacher start stop updates tolerance",
+    "distill multistep-consistency": "teacher start first stop updates",
     "distill guided": "teacher guidance-range start stop tolerance",
     "distill encoder": "teacher start stop updates batch-size",
     "distill shrink": "teacher depth student updates batch-size",
@@ -152,6 +153,10 @@ EXAMPLES = {
         "--out runs/digits",
         "halfstep distill progressive --teacher runs/teacher --data digits --start 32 --stop 1 "
         "--updates 5000 --out runs/fewer",
+    ],
+    "distill multistep-consistency": [
+        "halfstep distill multistep-consistency --teacher runs/teacher --data digits --start 64 "
+        "--first 8 --stop 1 --out runs/consistency"
     ],
     "distill guided": [
         "halfstep distill guided --teacher runs/teacher --data digits --start 32 --stop 4 "

@@ -85,6 +85,7 @@ VERBS = [
     Verb("train classifier", TrainClassifierConfig, {**TINY, "data": "digits", "net": "toy-student"}),
     Verb("train codec", TrainCodecConfig, {**TINY, "data": "digits", "width": "8"}),
     distilling("progressive", {**HALVED, **POINTS}),
+    distilling("multistep-consistency", {**TINY, **POINTS, "start": "4", "first": "2", "stop": "1"}),
     distilling("stochastic", {**HALVED, **POINTS}),
     distilling("encoder", {**TINY, **POINTS, "start": "4", "stop": "2"}),
     distilling("guided", {

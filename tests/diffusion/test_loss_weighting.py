@@ -16,8 +16,8 @@ from halfstep.diffusion.loss_weighting import (
 )
 from halfstep.diffusion.prediction import Prediction, V, X0
 from halfstep.diffusion.schedules import Cosine
+from halfstep.methods import two_step_target
 from halfstep.methods.base import errors
-from halfstep.methods.diffusion.progressive import two_step_target
 from tests.support.denoisers import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -74,6 +74,10 @@ class Counted:
     def parameterisation(self):
         return self.denoiser.parameterisation
 
+    @property
+    def guided(self):
+        return self.denoiser.guided
+
     def __call__(self, x_t, t, cond=None):
         self.calls += 1
         return self.denoiser(x_t, t, cond)

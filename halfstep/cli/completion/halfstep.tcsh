@@ -33,6 +33,7 @@ complete halfstep \
         'c/--family=/f/' \
         'c/--grid=/(auto uniform trailing logsnr karras)/' \
         'c/--preset=/(digits-progressive)/' \
+        'c/--preset=/(digits-multistep-consistency)/' \
         'c/--preset=/(digits-guided fashion-mnist-guided)/' \
         'c/--preset=/(digits-encoder)/' \
         'c/--choose=/(score even)/' \
@@ -47,7 +48,7 @@ complete halfstep \
         'c/--held-out=/f/' \
         'c/--dtype=/(float32 float16 bfloat16)/' \
         'c/--format=/(pipeline torch-export onnx diffusers lora comfyui)/' \
-        'c/--/(augment baselines batch-size beside betas cache channels choose codec codec-config compare compile config cost-rounds counts data denoising depth device drop-labels dry-run dtype ema encode-batch error evaluate extend factor family feature-weight features first flip format from-previous from-scratch full full-sampler gate-seed gradient-checkpointing grid guidance-embed-dim guidance-range guidance-scale guidance-scales guided guided-updates half halving-updates held-out help host html images init int8 json keep kl-weight label-smoothing labels labels-per-class latent-channels learning-rate learning-rate-schedule levels license log log-every lora-rank mask max-grad-norm mean merge metrics micro-batch-size mirror model n negative-prompt negative-prompts net net-config no-evaluate no-mirror noise noise-schedule npz offload optimiser out output per-class port precision predicts preset prompt prompts prune prune-rows push quick recipe recipe-config reparameterise-updates resize sampler samples samples-every sampling-clip save-every scale schedule-config seed shard shown size skip-bad source split-samples start std steps stop strength student student-net target-clip teacher teacher-config teacher-net text texts time-of time-offset time-scale times tokens tolerance unlabelled until updates validate variance verify version views warmup watch weight-decay weighting weights width zero-snr)/' \
+        'c/--/(addim augment baselines batch-size beside betas cache channels choose codec codec-config compare compile config cost-rounds counts data denoising depth device drop-labels dry-run dtype ema encode-batch error evaluate extend factor family feature-weight features first flip format from-previous from-scratch full full-sampler gate-seed gradient-checkpointing grid guidance-embed-dim guidance-range guidance-scale guidance-scales guided guided-updates half halving-updates held-out help host html images init int8 json keep kl-weight label-smoothing labels labels-per-class latent-channels learning-rate learning-rate-schedule levels license log log-every lora-rank mask max-grad-norm mean merge metrics micro-batch-size mirror model n negative-prompt negative-prompts net net-config no-evaluate no-mirror no-warm-start noise noise-schedule npz offload optimiser out output per-class port precision predicts preset prompt prompts prune prune-rows push quick ramp-from recipe recipe-config reparameterise-updates resize sampler samples samples-every sampling-clip save-every scale schedule-config seed shard shown size skip-bad source split-samples start std steps stop strength student student-net target-clip teacher teacher-config teacher-net text texts time-of time-offset time-scale times tokens tolerance unlabelled until updates validate variance verify version views warm-start warmup watch weight-decay weighting weights width zero-snr)/' \
         'c/-/(- -)/' \
         'n/--out/f/' \
         'n/--config/f/' \
@@ -74,6 +75,7 @@ complete halfstep \
         'n/--family/f/' \
         'n/--grid/(auto uniform trailing logsnr karras)/' \
         'n/--preset/(digits-progressive)/' \
+        'n/--preset/(digits-multistep-consistency)/' \
         'n/--preset/(digits-guided fashion-mnist-guided)/' \
         'n/--preset/(digits-encoder)/' \
         'n/--choose/(score even)/' \
@@ -90,7 +92,7 @@ complete halfstep \
         'n/--format/(pipeline torch-export onnx diffusers lora comfyui)/' \
         'p/1/(demo train distill latents sample encode evaluate report play runs compress grid export completion)/' \
         'n/train/(denoiser classifier codec)/' \
-        'n/distill/(progressive guided stochastic encoder shrink plan reparameterise knowledge)/' \
+        'n/distill/(progressive multistep-consistency guided stochastic encoder shrink plan reparameterise knowledge)/' \
         'n/evaluate/f/' \
         'n/report/f/' \
         'n/runs/f/' \

@@ -18,7 +18,8 @@ from halfstep.diffusion.time_grids import checked, Times
 from halfstep.division import ALONE, Division
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import basic_bootstrap, Interval
-from halfstep.methods.diffusion.progressive import on_grid, two_step_target
+from halfstep.methods.diffusion.matching import on_grid
+from halfstep.methods.diffusion.two_step_target import two_step_target
 from halfstep.pipeline import Pipeline
 from halfstep.pixels import as_floats
 from halfstep.progress import expected, Progress, SILENT

@@ -12,9 +12,9 @@ from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import forgets_eps, WEIGHTINGS
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.samplers.invert import refuse_blind_to_noise
-from halfstep.diffusion.time_grids import Direction, Times
+from halfstep.diffusion.time_grids import Direction
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import PipelineLike
+from halfstep.methods.base import PipelineLike, StagePlan
 from halfstep.methods.diffusion.progressive import Halve, Halving
 
 
@@ -57,12 +57,12 @@ class Encoder(Halving):
         super().check(teacher)
         refuse_blind_to_noise(teacher.denoiser, self.plan(teacher)[0].teacher_times[-1])
 
-    def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> Halve:
-        """The objective of the student of a teacher on this grid: t = i / N, i ~ {0, ..., N - 1}.
+    def objective(self, teacher: Teacher, stage: StagePlan, clip: Clip | None = None) -> Halve:
+        """The objective of a stage's student: t = i / N, i ~ {0, ..., N - 1}.
 
         Args:
             teacher: the frozen denoiser.
-            times: the teacher's grid, noise first.
+            stage: with the grids of both.
             clip: of the targets; None does not clip.
         """
-        return Halve(teacher, times[::-1], WEIGHTINGS[self.weighting])
+        return Halve(teacher, stage.teacher_times[::-1], WEIGHTINGS[self.weighting])

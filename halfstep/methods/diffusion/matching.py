@@ -5,8 +5,10 @@ The target needs a teacher and x_t, and no data: x_t may be noised data, or a st
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from halfstep.batch import Batch, Cond
@@ -15,6 +17,7 @@ from halfstep.diffusion.denoiser import Denoises, level_of
 from halfstep.diffusion.loss_weighting import Weighting
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import arriving, Level, Schedule
+from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import EDGE, errors, Objective, PipelineLike, random_times
 from halfstep.rng import Draw
@@ -44,6 +47,10 @@ class Matching(Objective):
         """The target at x_t; never differentiated."""
         raise NotImplementedError(f"{type(self).__name__} has no target(x_t, places, cond)")
 
+    def with_student(self, student: Any) -> Self:
+        """The objective whose targets ask the student, too; by default they ask the teacher alone."""
+        return self
+
     def loss(self, guess: Prediction, target: Prediction) -> Tensor:
         """The loss of a guess, [B]."""
         return self.weighting(*errors(guess, target))
@@ -52,7 +59,7 @@ class Matching(Objective):
         x0, cond = batch.x0, self.conditioned(batch.cond, draw)
         places, eps = self.places(draw), draw.normal(x0)
         x_t = level_of(self.schedule_of_x, places[0], x0).mix(x0, eps)
-        target = self.target(x_t, places, cond)
+        target = self.with_student(student).target(x_t, places, cond)
         guess: Prediction = student(x_t, places[0], cond)
         return self.loss(guess, target)
 
@@ -77,10 +84,24 @@ class Matching(Objective):
         """
         raise NotImplementedError(f"{type(self).__name__} has no walk_places(k, jitter)")
 
+    @property
+    def walk_forwards(self) -> int | None:
+        """Forwards of a walk's step beside the target's; None for walks that step with the target."""
+        return None
+
+    def step_prediction(
+        self, x_t: Tensor, places: Places, cond: Cond | None, target: Prediction | None
+    ) -> Prediction:
+        """The teacher's prediction with which a walk steps on: the target.
+
+        target  at these places, if it is known
+        """
+        return self.target(x_t, places, cond) if target is None else target
+
     def landing(
         self, x_t: Tensor, places: Places, pred: Prediction, fresh: Callable[[], Tensor]
     ) -> Tensor:
-        """The walk's next state, where one step with the target lands.
+        """The walk's next state, where one step with this prediction lands.
 
         fresh  draws the noise of a stochastic step
         """
@@ -149,3 +170,15 @@ class AtAllTimes(Matching):
         if self.clip is not None:
             pred = self.clip(pred, x_t, level_of(self.schedule_of_x, places[0], x_t))
         return super().landing(x_t, places, pred, fresh)
+
+
+def on_grid(times: Times, *indices: Tensor) -> tuple[Tensor, ...]:
+    """The times at these indices, float64 on the indices' device (float32 where it has none)."""
+    table = _on_device(times, indices[0].device)
+    return tuple(table[i] for i in indices)
+
+
+@lru_cache(maxsize=8)  # a copy to the device waits for it, so not one every update
+def _on_device(times: Times, device: torch.device) -> Tensor:
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor(times, dtype=dtype, device=device)

@@ -14,14 +14,15 @@ from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.samplers.stochastic import jump
-from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
-from halfstep.methods.diffusion.matching import arriving_at, Places
-from halfstep.methods.diffusion.progressive import Halve, on_grid, Progressive
+from halfstep.methods.base import StagePlan
+from halfstep.methods.diffusion.few_steps import FewStepsFromV
+from halfstep.methods.diffusion.matching import arriving_at, on_grid, Places
+from halfstep.methods.diffusion.progressive import Halve, Halving
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stochastic(Progressive):
+class Stochastic(FewStepsFromV, Halving):
     """Halve the number of steps of the stochastic sampler, again and again (Meng et al. 2023).
 
     A student of 2 steps spans both from t = 1, so it is the student of 1 step too: `stop` 1 ends there.
@@ -31,6 +32,7 @@ class Stochastic(Progressive):
     """
 
     sampler: ClassVar[str] = "stochastic"
+    walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.start == 2:
@@ -45,15 +47,17 @@ class Stochastic(Progressive):
         """The students' numbers of steps, the largest first, without 1, which equals 2."""
         return [steps for steps in super().counts if steps > 1]
 
-    def objective(self, teacher: Teacher, times: Times, clip: Clip | None = None) -> "HalveJumps":
-        """The objective of the student of a teacher on this grid.
+    def objective(
+        self, teacher: Teacher, stage: StagePlan, clip: Clip | None = None
+    ) -> "HalveJumps":
+        """The objective of a stage's student.
 
         Args:
             teacher: the frozen denoiser.
-            times: the teacher's grid, noise first.
+            stage: with the grids of both.
             clip: of the targets; None does not clip.
         """
-        return HalveJumps(teacher, times, WEIGHTINGS[self.weighting], clip)
+        return HalveJumps(teacher, stage.teacher_times, WEIGHTINGS[self.weighting], clip)
 
 
 @dataclass(frozen=True)

@@ -169,13 +169,16 @@ class Lanes:
         if update != self.update:
             self.x, self.walks = torch.zeros_like(self.course.like), Walks.none(len(self._numbers))
             for earlier in range(update - self._length + 1, update):
-                state = self._begin(earlier)
-                self.keep(earlier, state, self._match.target(state.x_t, state.places, state.cond))
+                self.keep(earlier, self._begin(earlier))
         return self._begin(update)
 
-    def keep(self, update: int, state: State, target: Prediction) -> None:
-        """Step to the states of the next update."""
-        self.x, self.walks = self.course.landing(state, target), state.walks
+    def keep(self, update: int, state: State, target: Prediction | None = None) -> None:
+        """Step to the states of the next update.
+
+        target  at these states, if it is known
+        """
+        pred = self._match.step_prediction(state.x_t, state.places, state.cond, target)
+        self.x, self.walks = self.course.landing(state, pred), state.walks
         self.update = update + 1
 
     @property

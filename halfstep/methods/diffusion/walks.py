@@ -51,7 +51,7 @@ class Walked(Objective):
         else:
             lanes = self._lanes_of(batch, draw)
             state = lanes.at(draw.place[2])
-        target = match.target(state.x_t, state.places, state.cond)
+        target = match.with_student(student).target(state.x_t, state.places, state.cond)
         if lanes is not None and draw.place is not None:
             lanes.keep(draw.place[2], state, target)
         guess: Prediction = student(state.x_t, state.places[0], state.cond)
@@ -76,13 +76,16 @@ class Walked(Objective):
         A stage of the teacher's walks begins with the states of the first update, M - 1 targets a sample.
         The student takes M - 1 steps at every update on all walks that its batch has states of.
         """
-        length = matching(self.objective).walk_length
+        match = matching(self.objective)
+        length, step = match.walk_length, match.walk_forwards
         cost = super().cost(updates, batch)
         if self.data.walk == "student":
             ends = [(u * batch // length, ((u + 1) * batch - 1) // length) for u in range(length)]
             walks = [last - first + 1 for first, last in ends]  # which repeat from there on
             whole, rest = divmod(updates, length)
             return cost + (length - 1) * (whole * sum(walks) + sum(walks[:rest]))
+        if step is not None:
+            return cost + (length - 1 + updates) * batch * step
         return cost + (length - 1) * batch * (self.forwards - 3)
 
     @property

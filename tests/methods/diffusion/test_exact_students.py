@@ -23,7 +23,7 @@ from halfstep.methods import (
     Progressive,
     Stochastic,
 )
-from halfstep.methods.diffusion.progressive import forgiven
+from halfstep.methods.diffusion.few_steps import forgiven
 from halfstep.rng import Draw
 from tests.support.denoisers import named, READS, SCHEDULES, seeded, wobbly_teacher
 from tests.support.students import (

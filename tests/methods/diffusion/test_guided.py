@@ -37,6 +37,8 @@ def labelled(n, seed=0, dtype=torch.float64):
 class ByScale:
     """What takes its guidance scale as an input: exactly the guided teacher, at every scale."""
 
+    guided = False
+
     def __init__(self, teacher):
         self.teacher, self.schedule = teacher, teacher.schedule
 
@@ -61,6 +63,7 @@ class Spy:
 
     def __init__(self, denoiser):
         self.denoiser, self.schedule, self.conds = denoiser, denoiser.schedule, []
+        self.guided = denoiser.guided
 
     def __call__(self, x, t, cond=None):
         self.conds.append(cond)

@@ -20,7 +20,8 @@ from halfstep.methods import (
     DenoiserOnly,
     Progressive,
 )
-from halfstep.methods.diffusion.progressive import Halve, on_grid
+from halfstep.methods.diffusion.matching import on_grid
+from halfstep.methods.diffusion.progressive import Halve
 from halfstep.rng import Draw
 from tests.support.denoisers import (
     Listening,

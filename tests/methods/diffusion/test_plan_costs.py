@@ -10,6 +10,7 @@ from halfstep.methods import (
     Denoising,
     Encoder,
     METHODS,
+    MultistepConsistency,
     Progressive,
     Reparameterise,
     Shrink,
@@ -30,6 +31,8 @@ HALVING = Progressive(start=8, stop=2, updates=(2,))
 OF = {
     "denoise": Denoising(updates=2),
     "progressive": HALVING,
+    "multistep-consistency": MultistepConsistency(start=8, first=4, stop=2, updates=(2,)),
+    "progressive by four": Progressive(start=8, first=2, updates=(2,)),
     "stochastic": Stochastic(start=8, stop=2, updates=(2,)),
     "encoder": Encoder(start=8, stop=2, updates=(2,)),
     "guided": SMALL,

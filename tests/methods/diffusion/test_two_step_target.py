@@ -16,7 +16,7 @@ from halfstep.diffusion.time_grids import karras, uniform
 from halfstep.methods import (
     two_step_target,
 )
-from halfstep.methods.diffusion.progressive import shares
+from halfstep.methods.diffusion.two_step_target import shares
 from tests.support.denoisers import Counted, named, READS, SCHEDULES, seeded, wobbly_teacher
 from tests.support.students import Constants
 

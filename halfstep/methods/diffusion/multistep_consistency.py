@@ -1,0 +1,266 @@
+"""Multistep consistency distillation: from anywhere in a segment, one call jumps to the segment's end.
+
+Heek, Hoogeboom & Salimans, "Multistep Consistency Models", 2024; one segment is consistency distillation,
+Song et al., "Consistency Models", ICML 2023.  The two-step target with the teacher first, t -> m on a fine
+grid, and the student itself second, m -> e, the end of the segment.  Names follow `two_step_target`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import exp, log
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from halfstep.batch import Cond
+from halfstep.config.validate import Count, NotNegative
+from halfstep.diffusion.denoiser import level_of, Teacher
+from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
+from halfstep.diffusion.prediction import Clip, Prediction
+from halfstep.diffusion.schedules import Schedule
+from halfstep.diffusion.time_grids import grid, GridName, Times
+from halfstep.errors import ConfigError
+from halfstep.methods.base import PipelineLike, Stage, StagePlan, teacher_calls
+from halfstep.methods.diffusion.few_steps import FewStepsFromV, Merging, Segments
+from halfstep.methods.diffusion.halving_checks import refuse_other_grid
+from halfstep.methods.diffusion.matching import arriving_at, on_grid, Places
+from halfstep.methods.diffusion.two_step_target import Predicts, two_step_target
+from halfstep.rng import Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencySegments(Segments):
+    """`MultistepConsistency` of a teacher that its grid can read."""
+
+    warm_start: bool = True
+    """Start each student as the one of twice its steps; otherwise every student starts as the teacher."""
+    ramp_from: Count | None = None
+    """Fine steps at the beginning of each stage: they grow to `start`, evenly on a log scale. By default
+    there are `start` from the beginning."""
+    addim: NotNegative = 0.0
+    """Adjust the noise of the teacher's step (aDDIM) for a variance of the data of addim / (2 + SNR). The
+    paper takes 0.1; 0 does not adjust."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ramp_from is not None:
+            self._check_ramp(self.ramp_from)
+        if self.addim and self.target_clip:
+            raise ConfigError(
+                "addim changes the noise of a step, and target_clip computes it anew from the clipped image: "
+                "leave one of them out"
+            )
+
+    def _check_ramp(self, ramp_from: int) -> None:
+        if self.times:
+            raise ConfigError(
+                "ramp_from needs grids of several numbers of steps, and times is one: write grid instead"
+            )
+        if not self.first <= ramp_from <= self.start or ramp_from % self.first:
+            raise ConfigError(
+                f"the fine steps grow from ramp_from={ramp_from} to start={self.start}: write a multiple of "
+                f"first={self.first} from {self.first} to {self.start}"
+            )
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher of another grid, or a grid on which a step has no target."""
+        super().check(teacher)
+        plan, denoiser = self.plan(teacher), teacher.denoiser
+        refuse_other_grid(teacher, plan[0].teacher_times)
+        for stage in plan:
+            self.objective(denoiser, stage).look_ahead()
+
+    def forwards_of(self, teacher: PipelineLike) -> int:
+        """The teacher's call, the student's jump, and its forward and backward."""
+        return 4 + teacher_calls(teacher.denoiser)
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        eta, clip = teacher.denoiser.freeze(), self._clip(teacher)
+        start = eta
+        for stage in self.plan(teacher):
+            student = start.trainable_copy()
+            yield stage.stage(student, self.objective(eta, stage, clip))
+            start = student if self.warm_start else eta
+
+    def objective(
+        self, teacher: Teacher, stage: StagePlan, clip: Clip | None = None
+    ) -> "ConsistencyLoss":
+        """The objective of a stage's student.
+
+        Args:
+            teacher: the frozen denoiser.
+            stage: with the grids of both.
+            clip: of the targets; None does not clip.
+        """
+        ramp = None if self.ramp_from is None else Ramp(self.grid, self.ramp_from)
+        return ConsistencyLoss(
+            teacher, stage.teacher_times, len(stage.times) - 1, WEIGHTINGS[self.weighting], clip,
+            self.addim, ramp,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultistepConsistency(FewStepsFromV, ConsistencySegments):
+    """From anywhere in a segment, one call jumps to its end (multistep consistency, Heek et al. 2024).
+
+    `first` and `stop` 1 is consistency distillation (Song et al. 2023). A teacher that predicts eps becomes
+    a v teacher first.
+
+    Raises:
+        ConfigError: `start` is no multiple of `first`, or `first` not `stop` times a power of two; numbers of
+            updates, times or fine steps that do not fit; a weight that vanishes where students start.
+    """
+
+    walks: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Fine grids that grow in a stage, evenly on a log scale.
+
+    grid   their name
+    steps  those of the first update
+    """
+
+    grid: GridName
+    steps: int
+
+    def times(self, segments: int, fine: Times, done: float, schedule: Schedule) -> Times:
+        """The grid when this share of the stage is done: a whole number of steps a segment.
+
+        segments  of the student
+        fine      the last grid
+        """
+        most = (len(fine) - 1) / segments
+        least = self.steps / segments
+        length = round(exp(log(least) + done * (log(most) - log(least))))
+        return grid(self.grid, segments * length, schedule)
+
+
+@dataclass(frozen=True)
+class ConsistencyLoss(Merging):
+    """Match the student's jump to the segment's end to the teacher's fine step and the jump from there."""
+
+    teacher: Teacher
+    times: Times
+    """The fine grid."""
+    segments: int
+    """Their number, which divides the fine steps."""
+    weighting: Weighting = truncated_snr
+    clip: Clip | None = None
+    addim: float = 0.0
+    ramp: Ramp | None = None
+    student: Predicts | None = None
+    """Jumps from the end of the teacher's step, without gradients: the network in training."""
+
+    @property
+    def forwards(self) -> int:
+        """The teacher's call, the student's jump, and its forward and backward."""
+        return teacher_calls(self.teacher) + 4
+
+    @property
+    def length(self) -> int:
+        """Fine steps of a segment."""
+        return (len(self.times) - 1) // self.segments
+
+    def at(self, done: float) -> Self:
+        """The objective with the fine grid of the ramp.
+
+        Args:
+            done: in [0, 1].
+        """
+        if self.ramp is None:
+            return self
+        times = self.ramp.times(self.segments, self.times, done, self.teacher.schedule)
+        return replace(self, times=times)
+
+    def places(self, draw: Draw) -> Places:
+        """t on the fine grid, m the next time, e the end of its segment."""
+        return self._places(draw.integers(len(self.times) - 1))
+
+    def _places(self, i: Tensor) -> Places:
+        end = (i // self.length + 1) * self.length
+        return on_grid(self.times, i, i + 1, end)
+
+    def all_places(self) -> Places:
+        """Those of every fine time."""
+        return self._places(torch.arange(len(self.times) - 1))
+
+    def with_student(self, student: Any) -> Self:
+        """The objective whose second prediction is this student's."""
+        return replace(self, student=student)
+
+    def target(self, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
+        t, m, e = places
+        if not self.addim:
+            return two_step_target(
+                self.teacher, x_t, t, m, e, cond, second=self._jump, clip=self.clip
+            )
+        return self._adjusted(x_t, t, m, e, cond)
+
+    def _jump(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        """The student's prediction, as its sampler takes it."""
+        assert self.student is not None  # `with_student` is the objective's own way to targets
+        return self.sampled(x_t, (t,), self.student(x_t, t, cond))
+
+    @torch.no_grad()
+    def _adjusted(
+        self, x_t: Tensor, t: Tensor, m: Tensor, e: Tensor, cond: Cond | None
+    ) -> Prediction:
+        """The target whose x_m has c times the noise of the teacher's step (aDDIM).
+
+        x~ = two-step + (c - 1) eps_1 / (rho_e - rho_t), nothing added at e = 0, with c^2 = 1 +
+        (rho_m - rho_t)^2 Var[x0 | x_t], the variance taken as addim / (2 + SNR).
+        """
+        schedule = self.teacher.schedule
+        start, mid = level_of(schedule, t, x_t), level_of(schedule, m, x_t)
+        end, first = arriving_at(schedule, e, x_t), self.teacher(x_t, t, cond)
+        snr = (start.alpha / start.sigma) ** 2
+        # (rho_m - rho_t) sigma_m = alpha_m - alpha_t sigma_m / sigma_t; at m = 0 no x_m is read.
+        step = (mid.alpha - start.alpha * mid.sigma / start.sigma) / mid.sigma
+        c = (1 + step**2 * self.addim / (2 + snr)).sqrt().where(mid.sigma > 0, 1)
+        given = _Given(schedule, Prediction(first.x0, c * first.eps))
+        two = two_step_target(given, x_t, t, m, e, cond, second=self._jump)
+        length = end.alpha * start.sigma - start.alpha * end.sigma
+        added = (c - 1) * end.sigma * start.sigma / length * first.eps
+        return Prediction.from_x0(two.x0 + added, x_t, start)
+
+    # -- walks: of the teacher, a fine step at a time ----------------------------------------------
+
+    @property
+    def walk_length(self) -> int:
+        return len(self.times) - 1
+
+    def walk_places(self, k: Tensor, jitter: Tensor) -> Places:
+        return self._places(k)
+
+    @property
+    def walk_forwards(self) -> int:
+        """The teacher's call, which the target does not return."""
+        return teacher_calls(self.teacher)
+
+    def step_prediction(
+        self, x_t: Tensor, places: Places, cond: Cond | None, target: Prediction | None
+    ) -> Prediction:
+        with torch.no_grad():
+            pred: Prediction = self.teacher(x_t, places[0], cond)
+        level = level_of(self.teacher.schedule, places[0], x_t)
+        return pred if self.clip is None else self.clip(pred, x_t, level)
+
+    def landing(
+        self, x_t: Tensor, places: Places, pred: Prediction, fresh: Callable[[], Tensor]
+    ) -> Tensor:
+        """The end of the fine step: a walk visits every fine time."""
+        return super().landing(x_t, places[:2], pred, fresh)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A denoiser with one known prediction."""
+
+    schedule: Schedule
+    pred: Prediction
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        return self.pred
