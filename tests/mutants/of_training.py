@@ -308,7 +308,7 @@ MUTANTS = (
     *of(
         "methods/diffusion/progressive",
         "methods/diffusion/plan_costs",
-        ("forwards=Halve.forwards", "forwards=3"),
+        ("forwards=3 + merged * calls", "forwards=3"),
     ),
     *of(
         "methods/diffusion/guided",

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Eps
 from halfstep.methods import (
     Chain,
+    DenoiserOnly,
     Denoising,
     Encoder,
     METHODS,
@@ -58,3 +60,15 @@ def test_a_plan_says_its_stages_costs(name):
     assert [p.name for p in plan] == [s.name for s in stages]
     assert [p.forwards for p in plan] == [s.objective.forwards for s in stages]
     assert [s.objective.cost(7, 3) for s in stages] == [21 * p.forwards for p in plan]
+
+
+@pytest.mark.parametrize(
+    "name, costs",
+    [("progressive", [7, 5]), ("progressive by four", [11, 5]), ("multistep-consistency", [6, 6])],
+)
+def test_a_guided_teacher_is_called_twice(name, costs):
+    """A student, which teaches the next halving, is not."""
+    teacher = teacher_of("uvit", UVIT, shape=(1, 4, 4))
+    teacher = DenoiserOnly(Guided(teacher.denoiser, 2.0, teacher.null))
+    plan, stages = OF[name].plan(teacher), list(OF[name].stages(teacher))
+    assert [p.forwards for p in plan] == costs == [s.objective.forwards for s in stages]
