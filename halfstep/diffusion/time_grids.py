@@ -52,6 +52,29 @@ def on_schedule(times: Times, schedule: Schedule) -> Times:
     return times
 
 
+def in_spans(fine: Times, steps: int) -> Times | None:
+    """The grid of so many steps, each of 2^k steps of the fine grid from a multiple of 2^k; None without one.
+
+    Equal spans where there are some; else those nearest the data are halved: three steps of eight are spans
+    of 4, 2 and 2.
+
+    Args:
+        fine: the fine grid, noise first.
+        steps: 1 or more.
+    """
+    count = len(fine) - 1
+    equal = count & -count
+    equal = count // equal  # the fewest equal spans
+    if not equal <= steps <= count:
+        return None
+    while 2 * equal <= steps:
+        equal *= 2
+    length, halved = count // equal, steps - equal
+    ends = [length * k for k in range(equal + 1)]
+    middles = [end - length // 2 for end in ends[1:]][equal - halved :]
+    return tuple(fine[k] for k in sorted([*ends, *middles]))
+
+
 def _counted(steps: int) -> int:
     steps = validate("steps", steps, int)
     if steps < 1:

@@ -1,11 +1,13 @@
 """The quality gate: stop halving when a student is surely worse than its teacher.
 
 After every halving the student's Fréchet distance is compared with its teacher's at full steps, on the
-same noise, with an interval.  RUN/gate.json stores the decisions, so a resumed run keeps them.
+same noise, with an interval.  RUN/gate.json stores the decisions, so a resumed run keeps them.  A student
+that serves several numbers of steps is compared at each of them, which ends no run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from halfstep.methods.base import student_name
 from halfstep.schema import build, plain
 from halfstep.training.gate_record import GateRecord, read_gate, Verdict
 
+GUIDED = "guided"
+"""The first stage of a guided run, whose student has no grid."""
 Measure = Callable[[Any, int], Interval]
 """The ratio of a student's distance over its teacher's at full steps, from so many samples."""
 
@@ -37,7 +41,7 @@ class Decision:
 
     @property
     def ends(self) -> bool:
-        """Whether it may end a run; the first stage of a guided run has no step count to halve."""
+        """Whether it may end a run: neither a guided run's first stage nor a student of several grids may."""
         return self.stage.endswith("-steps")
 
 
@@ -63,6 +67,8 @@ def refuse_strict(tolerance: float) -> None:
 @dataclass
 class Gate:
     """Decide after each halving whether to go on: a function student -> bool for `RunOptions.gate`.
+
+    A student of several grids is measured on each, and the run goes on.
 
     measure    function (student, n) that returns the ratio measured from n samples
     tolerance  the largest ratio that passes: 1.10 is a tenth worse than the teacher
@@ -119,31 +125,33 @@ class Gate:
         self.read()
         if not student.times and student.guidance_range is None:
             return True
+        weights, before = digest_of(student.denoiser), self.decisions
+        decisions = [self._decision(one, weights) for one in student.at_each_count]
+        if len(decisions) > 1 and self.decisions is not before:
+            self.tell(which_pass(decisions, self.tolerance))
+        return self._goes_on(decisions[-1])
+
+    def _decision(self, student: Any, weights: str) -> Decision:
+        """The decision on a student of one number of steps: as recorded, or measured, written and told."""
         steps = min(student.step_counts, default=self.full)
-        stage = student_name(steps) if student.times else "guided"
-        weights = digest_of(student.denoiser)
-        recorded = next(
-            (d for d in self.decisions if (d.stage, d.weights) == (stage, weights)), None
-        )
-        decision = recorded or self._decided(student, stage, steps, weights)
-        if recorded is None:
-            before = self.decisions if decision.ends else []
-            self.decisions = [*(d for d in before if not d.ends or d.steps > steps), decision]
-            self._write()
-            self.tell(describe(decision, self.tolerance))
-        return self._goes_on(decision)
+        stage = stage_of(student)
+        for decision in self.decisions:
+            if (decision.stage, decision.steps, decision.weights) == (stage, steps, weights):
+                return decision
+        decision = self._decided(student, stage, steps, weights)
+        self.decisions = [*(d for d in self.decisions if not _replaces(decision, d)), decision]
+        self._write()
+        self.tell(describe(decision, self.tolerance))
+        return decision
 
     @property
     def best(self) -> Decision | None:
-        """The last student that passed before the first that failed."""
-        best = None
-        for decision in self.decisions:
-            if not decision.ends:
-                continue
-            if not within(decision, self.tolerance):
-                break
-            best = decision
-        return best
+        """The last student that passed before the first that failed; of several grids the fewest steps."""
+        halvings = [d for d in self.decisions if d.ends]
+        passed = list(takewhile(lambda d: within(d, self.tolerance), halvings))
+        several = [d for d in self.decisions if not d.ends and d.stage != GUIDED]
+        passed += [d for d in several if within(d, self.tolerance)]
+        return min(passed, key=lambda d: d.steps, default=None)
 
     def to_json(self) -> GateRecord:
         """The content of RUN/gate.json."""
@@ -155,6 +163,7 @@ class Gate:
             "about": self.about,
             "stopped": f"Stopped at {describe(last, self.tolerance)}." if last and ended else None,
             "best": self.best.stage if self.best else None,
+            "best_steps": self.best.steps if self.best else None,
             "decisions": [plain(decision) for decision in self.decisions],
         }
 
@@ -193,6 +202,38 @@ class Gate:
     def _write(self) -> None:
         if self.file is not None and self.writes:
             storage.write_json(self.file, self.to_json())
+
+
+def stage_of(student: Any) -> str:
+    """The stage of a student, by which its folder is named."""
+    if student.fine_times:
+        return str(student.sampler)
+    return student_name(min(student.step_counts)) if student.times else GUIDED
+
+
+def _replaces(new: Decision, old: Decision) -> bool:
+    """Whether the older decision falls: on the same student, or on one that was made from it."""
+    if new.stage == GUIDED:
+        return True
+    return old.ends == new.ends and old.steps <= new.steps
+
+
+def which_pass(decisions: Sequence[Decision], tolerance: float) -> str:
+    """The numbers of steps at which a student passes, and those at which it does not, in a sentence."""
+    passed = [d.steps for d in decisions if within(d, tolerance)]
+    failed = [d.steps for d in decisions if not within(d, tolerance)]
+    if not failed:
+        return f"all of {_listed(passed)} pass"
+    if not passed:
+        return f"none of {_listed(failed)} passes"
+    ends = "passes" if passed == [1] else "pass", "does" if failed == [1] else "do"
+    return f"{_listed(passed)} {ends[0]}, {_listed(failed)} {ends[1]} not"
+
+
+def _listed(counts: Sequence[int]) -> str:
+    *first, last = map(str, counts)
+    joined = f"{', '.join(first)} and {last}" if first else last
+    return f"{joined} step{'s' if counts != [1] else ''}"
 
 
 def within(decision: Decision, tolerance: float) -> bool:

@@ -151,15 +151,19 @@ class Stage:
     objective: Objective
     updates: int
     times: Times = ()
-    """The grid the student is to be sampled on; empty for a student of every time."""
+    """The grid the student is to be sampled on; empty for a student of every time, or of `grids`."""
     guidance_range: Range | None = None
     """The range of guidance scales that the student takes as an input; None is as its teacher."""
     sampler: str = "ddim"
-    """The sampler of the grid: ddim or stochastic."""
+    """The sampler of the grid, such as ddim or stochastic."""
     direction: Direction = "denoise"
     """From noise to data, or "invert", from data to noise."""
     clips: bool = True
     """Whether the student's sampler clips as its teacher's does; False clips nothing."""
+    grids: tuple[Times, ...] = ()
+    """The grids of a student that serves several numbers of steps, the most first; each is judged."""
+    fine_times: Times = ()
+    """The grid of the fine steps that a student of `grids` takes several of at once."""
 
 
 def student_name(steps: int) -> str:
@@ -175,14 +179,16 @@ class StagePlan:
         updates: optimiser updates.
 
     Raises:
-        ConfigError: another name than `student_name(steps)` of a student with steps.
+        ConfigError: another name than `student_name(steps)` of a student with steps, or than that of its
+            sampler for a student of several grids.
     """
 
     name: str
-    """`student_name(steps)` for a student with steps, by which gates and commands find it."""
+    """`student_name(steps)` for a student with steps, by which gates and commands find it; the sampler for a
+    student of `grids`."""
     updates: int
     times: Times = ()
-    """The grid the student is to be sampled on; empty for a student of every time."""
+    """The grid the student is to be sampled on; empty for a student of every time, or of `grids`."""
     teacher_times: Times = ()
     """The grid the teacher is sampled on in this stage; empty where it is evaluated at every time."""
     guidance_range: Range | None = None
@@ -197,18 +203,31 @@ class StagePlan:
     """Whether the student's sampler clips as its teacher's does; False clips nothing."""
     forwards: int = 3
     """`Objective.forwards` of the stage, by which times left are estimated."""
+    grids: tuple[Times, ...] = ()
+    """The grids of a student that serves several numbers of steps, the most first; `teacher_times` is then
+    the grid of its fine steps, with all of their times."""
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.name != student_name(self.steps):
+        if self.times and self.grids:
+            raise ConfigError(
+                f"the stage '{self.name}' has times and grids: write times for a student of one grid, or "
+                "grids"
+            )
+        if self.grids and self.name != self.sampler:
+            raise ConfigError(
+                f"the stage of a student of several grids is named '{self.name}': write "
+                f"'{self.sampler}', its sampler"
+            )
+        if self.times and self.name != student_name(len(self.times) - 1):
             raise ConfigError(
                 f"the stage of a student of {self.steps} steps is named '{self.name}': write "
-                f"'{student_name(self.steps)}'"
+                f"'{student_name(len(self.times) - 1)}'"
             )
 
     @property
     def steps(self) -> int | None:
-        """The student's number of steps; None for a student of every time."""
-        return len(self.times) - 1 if self.times else None
+        """The student's fewest steps; None for a student of every time."""
+        return min((len(times) - 1 for times in self.grids or (self.times,) if times), default=None)
 
     def stage(self, student: nn.Module, objective: Objective) -> Stage:
         """The stage with its student and objective.
@@ -220,6 +239,7 @@ class StagePlan:
         return Stage(
             self.name, student, objective, self.updates, self.times,
             self.guidance_range, self.sampler, self.direction, self.clips,
+            self.grids, self.teacher_times if self.grids else (),
         )  # fmt: skip
 
 

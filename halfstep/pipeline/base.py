@@ -65,6 +65,7 @@ class PipelineFields(Validated):
     clipping: Clipping = "x0-and-eps"
     origin: Origin | None = None
     guidance_norm: CountOrNone = 0
+    fine_times: Times = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +85,7 @@ class PipelineFields(Validated):
             )
         for times in self.times:
             checked(times)
+        self._check_fine_times()
         check_sampler(self.sampler, self.scheduler)
         if self.times and self.sampler in HAVE_GRIDS:
             raise ConfigError(
@@ -97,10 +99,38 @@ class PipelineFields(Validated):
             )
         _check_added(self.added)
 
+    def _check_fine_times(self) -> None:
+        """`ConfigError` unless the grids' times are among the fine ones, with their ends."""
+        if not self.fine_times:
+            return
+        checked(self.fine_times)
+        ends = self.fine_times[0], self.fine_times[-1]
+        for times in self.times:
+            if (times[0], times[-1]) != ends or not set(times) <= set(self.fine_times):
+                raise ConfigError(
+                    f"a grid of {len(times) - 1} steps has other times than fine_times, whose steps it takes "
+                    "several of at once: give times that are among them, with the first and the last"
+                )
+
     @property
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps of a student's grids; empty for a network without."""
         return tuple(len(times) - 1 for times in self.times)
+
+    @property
+    def default_steps(self) -> int:
+        """The number of steps by default: `steps`, or a student's fewest."""
+        if not self.times or (self.fine_times and self.steps >= min(self.step_counts)):
+            return self.steps
+        return min(self.step_counts)
+
+    @property
+    def at_each_count(self) -> list[Self]:
+        """The student at each of its numbers of steps, the most first; itself if it has but one."""
+        if not self.fine_times:
+            return [self]
+        grids = sorted(self.times, key=len, reverse=True)
+        return [replace(self, times=(times,), steps=len(times) - 1) for times in grids]
 
     def on_grids(self, *grids: Times) -> Self:
         """A copy that samples on these grids; by ddim, if its sampler has a grid of its own."""
@@ -125,10 +155,10 @@ class PipelineFields(Validated):
 
     def _times(self, steps: int | None, sampler: str = "ddim") -> Times:
         schedule = self.denoiser.schedule
+        steps = self.default_steps if steps is None else steps
         if self.times:
-            times = student_grid(self.times, self.sampler, steps, sampler)
+            times = student_grid(self.times, self.sampler, steps, sampler, self.fine_times)
         else:
-            steps = self.steps if steps is None else steps
             times = teacher_grid(steps, sampler, schedule, self.scheduler)
         return on_schedule(times, schedule)
 

@@ -96,6 +96,7 @@ class Description(TypedDict):
     origin: NotRequired[_Origin | None]
     guidance_norm: NotRequired[int]
     clipping: NotRequired[Clipping]
+    fine_times: NotRequired[list[float]]
     quantised: NotRequired[dict[str, str] | None]
     lora: NotRequired[LoraAbout]
 
@@ -110,6 +111,7 @@ DEFAULTS: Mapping[str, Any] = {
     "origin": None,
     "guidance_norm": 0,
     "clipping": "x0-and-eps",
+    "fine_times": [],
     "quantised": None,
 }
 """Values that a description leaves out."""
@@ -128,6 +130,7 @@ def describe(pipeline: PipelineFields) -> Description:
         "direction": pipeline.direction,
         "scheduler": None if pipeline.scheduler is None else asdict(pipeline.scheduler),
         "clipping": pipeline.clipping,
+        "fine_times": list(pipeline.fine_times),
         "origin": None if pipeline.origin is None else asdict(pipeline.origin),
         "guidance_norm": pipeline.guidance_norm,
         "quantised": getattr(denoiser.net, "quantised", None),
@@ -177,6 +180,7 @@ def fields_from(about: Description, *, net: NetBuilder, source: str) -> Pipeline
         "guidance_norm": options["guidance_norm"],
         "origin": options["origin"] and Origin(**options["origin"]),
         "clipping": options["clipping"],
+        "fine_times": tuple(options["fine_times"]),
     }
 
 

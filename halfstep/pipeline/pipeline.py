@@ -45,7 +45,7 @@ class Pipeline(SamplingPipeline):
         clip: clip predicted images to [-clip, clip] at every step, or None.
         sampler: the default: a teacher's published one; the one a student was distilled for, ddim or
             stochastic.
-        steps: a teacher's default number of steps.
+        steps: the default number of steps, of a teacher or of a student with fine_times.
         codec: turns latents into images; None for a model of pixels.
         empty: the states of the empty text, float [tokens, D], of a network that reads texts.
         texts: the encoder of texts; it is not saved.
@@ -61,6 +61,8 @@ class Pipeline(SamplingPipeline):
             `clip_sample`.
         origin: the diffusers pipeline that the model came from, whose parts an export to diffusers
             writes.
+        fine_times: the grid of the fine steps that a student takes several of at once: it serves every
+            number of steps from its grids' fewest to theirs. Its grids' times are among them.
         guidance_norm: side of the patches on which guidance keeps the norm of the output (Qwen-Image); 0:
             none.
 

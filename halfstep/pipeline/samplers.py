@@ -29,7 +29,7 @@ from halfstep.diffusion.samplers import (
 )
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
 from halfstep.diffusion.schedules import Schedule
-from halfstep.diffusion.time_grids import Direction, grid, Times
+from halfstep.diffusion.time_grids import Direction, grid, in_spans, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.rng import key, sample_noise
 
@@ -126,26 +126,28 @@ def teacher_grid(
 
 
 def student_grid(
-    grids: tuple[Times, ...], trained_for: str, steps: int | None, sampler: str
+    grids: tuple[Times, ...], trained_for: str, steps: int, sampler: str, fine: Times = ()
 ) -> Times:
-    """A student's grid of `steps` steps, by default the fewest; `ConfigError` lists its grids.
+    """A student's grid of `steps` steps; `ConfigError` lists its grids.
 
     trained_for  the sampler that the student was distilled for
+    fine         the grid of its fine steps, if it takes several of them at once
     """
-    validate("steps", steps, Count | None)
+    validate("steps", steps, Count)
     if sampler in HAVE_GRIDS:
         raise ConfigError(
             f"'{sampler}' has a grid of its own, and so has a student: write sampler='ddim'"
         )
     counts = {len(times) - 1: times for times in grids}
-    if steps is None:
-        return counts[min(counts)]
+    if fine and steps >= min(counts) and (mixed := in_spans(fine, steps)) is not None:
+        return counts.get(steps, mixed)
     if trained_for == "stochastic" and 2 in counts:  # its one call at t = 1 spans both steps
         counts.setdefault(1, counts[2][::2])
     if steps not in counts:
+        served = f"{min(counts)} to {len(fine) - 1}" if fine else ""
         raise ConfigError(
             f"this student was not distilled for {steps} steps: it can take "
-            f"{' or '.join(map(str, sorted(counts)))}"
+            f"{served or ' or '.join(map(str, sorted(counts)))}"
         )
     return counts[steps]
 

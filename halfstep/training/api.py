@@ -355,9 +355,11 @@ class _PipelineRun:
     def pipeline(self, stage: Stage) -> Pipeline:
         """The pipeline of a stage's student, which samples on the stage's grid."""
         changes: JsonObject = {}
-        if stage.times:
-            changes = {"times": (stage.times,), "sampler": stage.sampler}
-            changes["direction"] = stage.direction
+        if grids := stage.grids or (stage.times and (stage.times,)):
+            changes = {"times": grids, "sampler": stage.sampler, "direction": stage.direction}
+            if stage.grids:
+                fewest = min(len(times) - 1 for times in grids)
+                changes |= {"fine_times": stage.fine_times, "steps": fewest}
         elif self.schedule != unwrap(stage.student).schedule:  # which its scheduler does not have
             changes = {"scheduler": None}
             if self.description.get("sampler") == SCHEDULER:

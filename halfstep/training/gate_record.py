@@ -1,7 +1,7 @@
 """RUN/gate.json: what the gate of a run decided."""
 
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from halfstep import storage
 from halfstep.config import JsonObject
@@ -27,13 +27,18 @@ class DecisionRecord(TypedDict):
 
 
 class GateRecord(TypedDict):
-    """Content of gate.json."""
+    """Content of gate.json.
+
+    best        the stage of the best student
+    best_steps  its steps; runs of before it was recorded lack it
+    """
 
     tolerance: float
     until: int | None
     about: JsonObject
     stopped: str | None
     best: str | None
+    best_steps: NotRequired[int | None]
     decisions: list[DecisionRecord]
 
 

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,7 +41,12 @@ from halfstep.training.run_identity import (
 )
 from halfstep.training.run_repair import refuse_foreign, remove_unfinished
 from halfstep.training.stage_record import read_stage_record, StageRecord, write_stage_record
-from halfstep.training.students import folder_passed, folder_with_steps, refuse_changed
+from halfstep.training.students import (
+    folder_passed,
+    folder_with_steps,
+    refuse_changed,
+    steps_passed,
+)
 
 
 class RunFolder:
@@ -266,6 +272,8 @@ class RunFolder:
     ) -> Pipeline:
         """The student of so many steps, by default of the fewest; with a gate, the last that passed.
 
+        A student of several grids has these steps as its default.
+
         Args:
             steps: the student's steps.
             net: as of `Pipeline.load`.
@@ -277,6 +285,9 @@ class RunFolder:
         student = Pipeline.load(self.student_folder(steps), net=net, base=base)
         if steps is None and self.gate is not None:
             refuse_changed(self.folder, self.gate, student)
+            steps = steps_passed(self.folder, self.gate)
+        if steps is not None and student.fine_times:
+            student = replace(student, steps=steps)
         return student
 
     def student_folder(self, steps: int | None = None) -> Path:
@@ -309,13 +320,15 @@ class RunFolder:
     def students(self, *, full: int = 64, net: str | None = None) -> list[Pipeline]:
         """All finished students, the most steps first; before the first halving, the first student.
 
+        A student of several grids is there at each of their numbers of steps, on the same network.
+
         Args:
             full: steps of a first student that is not halved.
             net: as of `Pipeline.load`.
         """
         loaded = [Pipeline.load(folder, net=net) for folder in self.stages]
         if halved := [pipeline for pipeline in loaded if pipeline.times]:
-            return halved
+            return [one for pipeline in halved for one in pipeline.at_each_count]
         if (first := self.first_student(net=net)) is None:
             return []
         return [first.on_grids(self.teacher_times or first.grid(full, "ddim"))]

@@ -35,6 +35,8 @@ def why_undrawn(shape: tuple[int, ...], codec: Codec | None, plan: Sequence[Stag
 class SampleGrid:
     """Draws samples of students: 16 images, or 2,000 points in a plane, as `Pipeline.sample` does at seed 0.
 
+    A student of several grids has a row of four images for each number of steps, the most first.
+
     Labels are the classes in turn; texts, and the labels of a run without data, are those of the data's
     rows, evenly spread.  A student that takes its guidance scale has the middle of its range.
     """
@@ -48,7 +50,10 @@ class SampleGrid:
             return points_picture(student.sample(POINTS, **self._conditions(student, POINTS)))
         with _on_device(student.codec, self.device):
             batch = AT_ONCE if student.codec is None else DECODED_AT_ONCE
-            images = student.sample(IMAGES, batch=batch, **self._conditions(student, IMAGES))
+            counts = sorted(student.step_counts, reverse=True) if student.fine_times else [None]
+            n = IMAGES if counts == [None] else COLUMNS
+            given = {"batch": batch, **self._conditions(student, n)}
+            images = torch.cat([student.sample(n, steps=steps, **given) for steps in counts])
         return tile(images, columns=COLUMNS)
 
     def _conditions(self, student: Pipeline, n: int) -> dict[str, Any]:

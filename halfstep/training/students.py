@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from halfstep.diffusion.time_grids import in_spans
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
@@ -37,6 +38,11 @@ def folder_passed(run: Path, gate: GateRecord) -> Path:
     return run / "stages" / _passed(run, gate)["stage"]
 
 
+def steps_passed(run: Path, gate: GateRecord) -> int:
+    """The steps of the last student that passed the gate; `ConfigError` if none did."""
+    return _passed(run, gate)["steps"]
+
+
 def refuse_changed(run: Path, gate: GateRecord, student: Pipeline) -> None:
     """`ConfigError` if the weights of the last student that passed the gate have changed since."""
     decision, folder = _passed(run, gate), folder_passed(run, gate)
@@ -57,12 +63,16 @@ def _passed(run: Path, gate: GateRecord) -> DecisionRecord:
             f"no student of '{run}' passed its gate: say which one you mean with steps (command line: "
             "--steps), or give the folder of a stage"
         )
-    return decisions[-1]
+    steps = gate.get("best_steps")
+    return next((record for record in decisions if record["steps"] == steps), decisions[-1])
 
 
 def _steps_of(folder: Path) -> list[int]:
     """The numbers of steps that a stage's pipeline can take."""
     about = read_description(folder)
+    if fine := tuple(about.get("fine_times", ())):
+        fewest = min(len(times) - 1 for times in about["times"])
+        return [n for n in range(fewest, len(fine)) if in_spans(fine, n)]
     counts = [len(times) - 1 for times in about["times"]]
     if about.get("sampler") == "stochastic" and 2 in counts:
         counts.append(1)  # one call at t = 1 spans both

@@ -29,7 +29,6 @@ from halfstep.models.classifiers.checkpoint import classifier_in
 from halfstep.models.compression.int8 import quantise
 from halfstep.models.compression.magnitude_pruning import check_share, sparsify
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.saving import read_description
 from halfstep.progress import Progress, SILENT
 from halfstep.training.distributed import pick_device
 from halfstep.training.run_folder import RunFolder
@@ -211,8 +210,7 @@ def _compress_run(config: CompressConfig, progress: Progress) -> Compressed:
     written = list[CompressedStudent]()
     for steps in config.steps or (None,):
         student = locate_pipeline(config.run, steps=steps, net=config.net)
-        [stage] = [folder for folder in run.stages if _takes(folder, len(student.grid()) - 1)]
-        written += _write_variants(config, student, stage, config.run)
+        written += _write_variants(config, student, run.student_folder(steps), config.run)
     report = None
     if config.evaluate:
         report = evaluate_run(
@@ -223,17 +221,14 @@ def _compress_run(config: CompressConfig, progress: Progress) -> Compressed:
     return Compressed(students=tuple(written), report=report)
 
 
-def _takes(stage: Path, steps: int) -> bool:
-    return steps in [len(times) - 1 for times in read_description(stage)["times"]]
-
-
 def _write_variants(
     config: CompressConfig, student: Pipeline, stage: Path, run: Path
 ) -> list[CompressedStudent]:
     """Write RUN/compressed/STAGE-NAME for each variant."""
     steps, net, written = len(student.grid()) - 1, student.denoiser.net, list[CompressedStudent]()
+    of = f"{stage.name}-{steps}" if student.fine_times else stage.name
     for name, kind, smaller in config.variants(net):
-        folder = files.subfolder(run, VARIANTS, f"{stage.name}-{name}")
+        folder = files.subfolder(run, VARIANTS, f"{of}-{name}")
         denoiser = copy.copy(student.denoiser)
         denoiser._modules = {**student.denoiser._modules, "net": smaller}
         write_variant(folder, Variant(replace(student, denoiser=denoiser), steps, kind), stage)

@@ -144,6 +144,8 @@ def _steps(run: RunFolder) -> int | None:
     planned = [stage for stage in run.about["plan"]["stages"] if stage["name"] in finished]
     if run.gate is not None:
         planned = [stage for stage in planned if stage["name"] == run.gate["best"]]
+        if planned and (steps := run.gate.get("best_steps")) is not None:
+            return steps
     counts = [stage["steps"] for stage in planned if stage["steps"] is not None]
     return min(counts, default=None)
 

@@ -1,5 +1,7 @@
 """Time grids: where they lie, that they fall, that halving is every other time, and what is refused."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -10,6 +12,7 @@ from halfstep.diffusion.time_grids import (
     fast,
     grid,
     GRIDS,
+    in_spans,
     karras,
     trailing,
     uniform,
@@ -209,3 +212,30 @@ def test_a_grid_that_does_not_fall_is_blamed_on_its_ends(make, start, end):
 def test_times_too_close_to_be_told_apart():
     with pytest.raises(ConfigError, match="too close"):
         uniform_logsnr(100, Cosine(), start=0.5, end=0.5 - 1e-15)
+
+
+@pytest.mark.parametrize(
+    "fine, steps, places",
+    [
+        (8, 1, [0, 8]),
+        (8, 2, [0, 4, 8]),
+        (8, 3, [0, 4, 6, 8]),
+        (8, 5, [0, 2, 4, 6, 7, 8]),
+        (8, 6, [0, 2, 4, 5, 6, 7, 8]),
+        (8, 7, [0, 2, 3, 4, 5, 6, 7, 8]),
+        (8, 8, list(range(9))),
+        (12, 3, [0, 4, 8, 12]),
+        (12, 5, [0, 4, 6, 8, 10, 12]),
+        (12, 6, [0, 2, 4, 6, 8, 10, 12]),
+    ],
+)
+def test_spans_are_powers_of_two_from_their_own_multiples(fine, steps, places):
+    times = uniform(fine)
+    assert in_spans(times, steps) == tuple(times[k] for k in places)
+    for start, end in pairwise(places):
+        assert (end - start).bit_count() == 1 and start % (end - start) == 0
+
+
+@pytest.mark.parametrize("fine, steps", [(8, 9), (12, 2), (12, 13), (8, 0)])
+def test_no_spans_of_more_steps_than_fine_ones_or_fewer_than_its_odd_part(fine, steps):
+    assert in_spans(uniform(fine), steps) is None

@@ -217,8 +217,8 @@ MUTANTS = (
     *of(
         "evaluation/gate",
         "evaluation/gate",
-        ("                break\n            best", "                continue\n            best"),
-        ("d.steps > steps", "d.steps < steps"),
+        ("takewhile(lambda d: within", "filter(lambda d: within"),
+        ("old.steps <= new.steps", "old.steps >= new.steps"),
         ("if not student.times and student.guidance_range is None:", "if False:"),
         ("fewest = full\n", "fewest = full // 2\n"),
     ),

@@ -79,7 +79,6 @@ MUTANTS = (
         ('trained_for == "stochastic" and sampler != trained_for', "False"),
         ("counts[2][::2]", "counts[2]"),
         ('trained_for == "stochastic" and 2 in counts', "2 in counts"),
-        ("counts[min(counts)]", "counts[max(counts)]"),
     ),
     *of(
         "pipeline/samplers",

@@ -26,9 +26,10 @@ from halfstep.config.validate import Count, Place, Validated
 from halfstep.data import Data, refuse_other_shape
 from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
+from halfstep.evaluation.gate import Decision
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
-from halfstep.methods.base import cost_after, student_name
+from halfstep.methods.base import cost_after
 from halfstep.methods.default_updates import default_batch, number_of
 from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora
@@ -189,7 +190,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     )  # fmt: skip
     with context as job:
         student = work(job)
-    best = gate.best.steps if gate and gate.best else None
+    best = gate.best if gate else None
     if gate and best is None:
         say(
             console,
@@ -284,19 +285,19 @@ def _before_data(
 
 def _print(
     console: Console, folder: FolderOptions, student: Pipeline, named_net: str | None,
-    best: int | None, *, without_data: bool,
+    best: Decision | None, *, without_data: bool,
 ) -> None:  # fmt: skip
     """Print the students' folders, and the commands that sample and evaluate the best or the last one.
 
-    best          steps of the last student that passed the gate
+    best          decision on the last student that passed the gate
     without_data  whether the run has no data that it could be evaluated with
     """
     net, made = net_option(named_net), (folder.out / "stages").glob("[!.]*/pipeline.json")
     for stage in sorted((path.parent for path in made), reverse=True):  # many steps first
         say(console, "student", stage)
     if best:
-        say(console, "best", folder.out / "stages" / student_name(best))
-    steps = f" --steps {best or len(student.times[0]) - 1}" if student.times else ""
+        say(console, "best", folder.out / "stages" / best.stage)
+    steps = f" --steps {best.steps if best else student.default_steps}" if student.times else ""
     low, high = student.guidance_range or (1.0, 1.0)
     scale = f" --guidance-scale {(low + high) / 2:g}" if student.guidance_range else ""
     out = shlex.quote(str(folder.out))

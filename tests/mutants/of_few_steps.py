@@ -1,0 +1,53 @@
+"""Mutants of students that serve several numbers of steps."""
+
+from tests.mutants.mutant import of
+
+GRIDS = "training/several_grids"
+MUTANTS = (
+    *of(
+        "diffusion/time_grids",
+        "diffusion/time_grids",
+        ("if not equal <= steps <= count:", "if not equal <= steps < count:"),
+        ("count & -count", "count"),
+        ("[equal - halved :]", "[:halved]"),
+        ("end - length // 2 for end", "end for end"),
+    ),
+    *of(
+        "evaluation/gate",
+        GRIDS,
+        ("decision.steps, decision.weights) == (stage, steps,", "0, decision.weights) == (stage, 0,"),
+        ("if len(decisions) > 1 and self.decisions is not before", "if len(decisions) > 1"),
+        ("several = [d for d in self.decisions if not d.ends", "several = [d for d in () if not d.ends"),
+        ("return min(passed", "return max(passed"),
+        ('"best_steps": self.best.steps if', '"best_steps": 1 if'),
+        ('"passes" if passed == [1]', '"passes" if len(passed) == 1'),
+    ),
+    *of(
+        "training/api",
+        GRIDS,
+        ('changes |= {"fine_times"', 'changes | {"fine_times"'),
+        ("fewest = min(", "fewest = max("),
+    ),
+    *of(
+        "training/run_folder",
+        GRIDS,
+        ("steps = steps_passed(self.folder, self.gate)", "pass"),
+        ("for one in pipeline.at_each_count]", "for one in [pipeline]]"),
+    ),
+    *of("training/students", GRIDS, ('record["steps"] == steps)', 'record["steps"] != steps)')),
+    *of("workflows/runs", GRIDS, ("if planned and (steps :=", "if False and (steps :=")),
+    *of("workflows/compress", GRIDS, ('f"{stage.name}-{steps}" if', "stage.name if")),
+    *of(
+        "pipeline/base",
+        GRIDS,
+        ("if not self.fine_times:\n            return\n", "if True:\n            return\n"),
+        ("(times[0], times[-1]) != ends or", ""),
+        ("        return min(self.step_counts)\n\n    @property", "        return 1\n\n    @property"),
+        ("grids = sorted(self.times, key=len, reverse=True)", "grids = self.times[::-1]"),
+    ),
+    *of(
+        "training/sample_grid",
+        GRIDS,
+        ("sorted(student.step_counts, reverse=True)", "sorted(student.step_counts)"),
+    ),
+)  # fmt: skip
