@@ -95,6 +95,7 @@ def test_a_failure_between_two_that_pass_hides_neither(tmp_path):
     assert gate(student) and measured == [4, 2, 1]
     assert told[-1] == "4 and 1 steps pass, 2 steps do not"
     assert gate.best.steps == 1
+    (tmp_path / "other").mkdir()
     gate, _, told = gate_in(tmp_path / "other", {4: 1.5, 2: 1.0, 1: 1.5})
     assert gate(student) and told[-1] == "2 steps pass, 4 and 1 steps do not"
 
