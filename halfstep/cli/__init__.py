@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "latents": ("encode images once, for a model of latents", {}),
     "sample": ("draw images from a teacher, a student or a published model", {}),
     "encode": ("encode images to noise, to decode or edit them", {}),
+    "compare": ("compare methods at equal cost: which one for which number of steps", {}),
     "evaluate": ("evaluate a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("write the report of a run, one page", {}),
     "play": ("open a page that draws teacher beside student: seed, class, steps, guidance", {}),
@@ -55,7 +56,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "completion": ("print a script that completes commands in bash, zsh or tcsh", {}),
 }
 
-TOGETHER = ("train", "distill", "demo", "latents", "sample", "evaluate")
+TOGETHER = ("train", "distill", "demo", "latents", "sample", "compare", "evaluate")
 """Verbs whose processes meet under a launcher."""
 PAGES = Path(__file__).parent / "help"
 """The help page of each command, which `make pages` writes from the declared options."""
@@ -148,7 +149,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     command, kinds = verb, VERBS[verb][1]
-    if kinds:
+    if kinds and not _is_alone(verb, words):
         if not words or words[0] in ("-h", "--help"):
             _print(f"usage: halfstep {verb} KIND [OPTIONS]\n\n{_kinds(kinds)}\n")
             return 0
@@ -166,6 +167,11 @@ def _dispatch(args: list[str]) -> int:
     if "WORLD_SIZE" in os.environ:  # torch would log the loss of a process as a C++ trace
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return _run(command, words)
+
+
+def _is_alone(verb: str, words: list[str]) -> bool:
+    """Whether a verb of several kinds is called without one: it has a page of its own, and options follow."""
+    return (PAGES / f"{verb}.txt").exists() and not (words and not words[0].startswith("-"))
 
 
 def _is_method(name: str) -> bool:

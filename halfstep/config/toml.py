@@ -31,8 +31,15 @@ def from_file(kind: Any, path: Path, typed: Collection[str] = ()) -> OptionValue
     A file may not name code to run: a value that would be imported is refused, unless the option is among
     those `typed` on the command line, which override the file.
     """
+    return from_table(kind, read_toml(path), path, typed)
+
+
+def from_table(
+    kind: Any, table: Mapping[str, Any], path: Path, typed: Collection[str] = ()
+) -> OptionValues:
+    """`from_file` of a file that is read already; `path` names it in an error."""
     known, values = options_of(kind), OptionValues()
-    for key, value in read_toml(path).items():
+    for key, value in table.items():
         name = key.replace("-", "_")
         if name not in known:
             raise unknown(f"option in '{path.name}' called", key, known)

@@ -73,13 +73,18 @@ def _check_rows(rows: tuple[Row, ...]) -> None:
 
 def read_pictures(folder: Path) -> Pictures:
     """The arrays of FOLDER/report.npz; empty if the file does not exist."""
-    path = folder / PICTURES
+    return pictures_in(folder / PICTURES, f"write halfstep evaluate {folder} again")
+
+
+def pictures_in(path: Path, mend: str) -> Pictures:
+    """The arrays of a file of pictures; empty if it does not exist.
+
+    mend  what to write where it is damaged
+    """
     if not path.exists():
         return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, BadZipFile, BadStream) as error:
-        raise CheckpointError(
-            f"'{path}' is damaged ({error}): write halfstep evaluate {folder} again"
-        ) from None
+        raise CheckpointError(f"'{path}' is damaged ({error}): {mend}") from None

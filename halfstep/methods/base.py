@@ -15,6 +15,7 @@ from halfstep.diffusion.prediction import Clipping, Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Direction, on_schedule, Times
 from halfstep.errors import ConfigError
+from halfstep.methods.budget import StageWork, updates_within
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, Uniform
 
@@ -202,10 +203,12 @@ class StagePlan:
     clips: bool = True
     """Whether the student's sampler clips as its teacher's does; False clips nothing."""
     forwards: int = 3
-    """`Objective.forwards` of the stage, by which times left are estimated."""
+    """`Objective.forwards` of the stage, by which times left are estimated and budgets shared out."""
     grids: tuple[Times, ...] = ()
     """The grids of a student that serves several numbers of steps, the most first; `teacher_times` is then
     the grid of its fine steps, with all of their times."""
+    once: int = 0
+    """Forwards that the stage costs whatever its updates, such as the walks that it keeps."""
 
     def __post_init__(self) -> None:
         if self.times and self.grids:
@@ -228,6 +231,14 @@ class StagePlan:
     def steps(self) -> int | None:
         """The student's fewest steps; None for a student of every time."""
         return min((len(times) - 1 for times in self.grids or (self.times,) if times), default=None)
+
+    def cost(self, batch: int) -> int:
+        """The cost of the stage in forwards.
+
+        Args:
+            batch: samples of an update.
+        """
+        return self.updates * self.forwards * batch + self.once
 
     def stage(self, student: nn.Module, objective: Objective) -> Stage:
         """The stage with its student and objective.
@@ -358,6 +369,52 @@ class Method:
             updates: that a teacher of these data has by default: 200 passes over them.
         """
         return self
+
+    def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
+        """The method whose stages have these numbers of updates.
+
+        Args:
+            teacher: the pipeline to distil.
+            updates: of each stage of `plan`, in order.
+
+        Raises:
+            ConfigError: a method whose updates cannot be given by stage.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} cannot be given a budget: write its with_updates(teacher, updates), or "
+            "leave it out"
+        )
+
+    def with_budget(
+        self, teacher: PipelineLike, forwards: int, batch: int, *, name: str = ""
+    ) -> Self:
+        """The method with the updates whose cost is at most this budget, and within 1 % of it.
+
+        The stages share it as they share the updates that the method plans without it.
+
+        Args:
+            teacher: the pipeline to distil.
+            forwards: the budget; a forward counts 1, forward and backward 3.
+            batch: samples of an update.
+            name: of the method, for an error.
+
+        Raises:
+            ConfigError: a budget that is too small, with the smallest that works.
+        """
+        plan = self.plan(teacher)
+        work = [StageWork(stage.updates, stage.forwards * batch) for stage in plan]
+        once = sum(stage.once for stage in plan)
+        named = name or type(self).__name__
+        return self.with_updates(teacher, updates_within(work, forwards, once, name=named))
+
+    def cost(self, teacher: PipelineLike, batch: int) -> int:
+        """The cost of all stages in forwards.
+
+        Args:
+            teacher: the pipeline to distil.
+            batch: samples of an update.
+        """
+        return sum(stage.cost(batch) for stage in self.plan(teacher))
 
     @property
     def builds_student(self) -> bool:

@@ -23,6 +23,7 @@ from halfstep.cli.commands.runs import RunsOptions
 from halfstep.config.fields import all_options, arity
 from halfstep.config.preset_files import preset_names
 from halfstep.methods import METHODS
+from halfstep.workflows.compare_config import CompareConfig
 from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
@@ -44,6 +45,7 @@ KINDS = {
     "latents": LatentsConfig,
     "sample": SampleConfig,
     "encode": EncodeConfig,
+    "compare": CompareConfig,
     "evaluate": Evaluate,
     "report": Report,
     "play": PlayConfig,
@@ -59,6 +61,7 @@ KINDS = {
 GROUPS = {
     "Run": ("folder",),
     "Options": ("", "how", "codec", "layout"),
+    "Methods": ("compare",),
     "Data": ("dataset", "images", "encoding"),
     "Teacher": ("teacher", "networks"),
     "Network": ("network", "classifier"),
@@ -112,6 +115,7 @@ MATTER = {
     "distill plan": "teacher depth guidance-range updates tolerance",
     "distill reparameterise": "teacher updates batch-size learning-rate device",
     "distill knowledge": "teacher net recipe updates validate",
+    "compare": "teacher methods budget seeds counts",
 }
 """Of pages of many options those to begin with, beside the required ones."""
 EXAMPLES = {
@@ -130,6 +134,10 @@ EXAMPLES = {
         "halfstep sample runs/digits --steps 4 --n 64 --out grid.png",
     ],
     "encode": ["halfstep encode runs/teacher --images photo.png --out noise.safetensors"],
+    "compare": [
+        "halfstep compare --teacher runs/teacher --data digits --methods progressive stochastic "
+        "--budget 900000 --seeds 3 --out runs/compare"
+    ],
     "evaluate": ["halfstep evaluate runs/digits", "halfstep evaluate --compare runs/a runs/b"],
     "report": ["halfstep report runs/digits"],
     "completion": ["halfstep completion bash"],

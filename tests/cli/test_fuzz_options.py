@@ -23,6 +23,7 @@ from halfstep.cli.commands.evaluate import Evaluate
 from halfstep.cli.commands.report import Report
 from halfstep.cli.commands.runs import RunsOptions
 from halfstep.config.fields import options_of
+from halfstep.workflows.compare_config import CompareConfig
 from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.distill_classifier import DistillClassifierConfig
@@ -102,6 +103,10 @@ VERBS = [
     Verb("encode", EncodeConfig, {
         "n": "2", "steps": "1", "images": "digits", "out": "out.safetensors", "device": "cpu",
     }, "digits"),
+    Verb("compare", CompareConfig, {
+        **POINTS, "methods": "progressive", "budget": "4000", "batch-size": "4", "start": "4",
+        "counts": "2 1", "samples": "8", "full": "2", "shown": "2", "device": "cpu", "out": "out",
+    }),
     Verb("evaluate", Evaluate, JUDGED, "students", copied=True),
     Verb("report", Report, {}, "students", copied=True),
     Verb("runs", RunsOptions, {}, "students"),

@@ -10,6 +10,7 @@
 
 _shtab_halfstep_commands() {
   local _commands=(
+    compare:'compare methods at equal cost: which one for which number of steps'
     completion:'print a script that completes commands in bash, zsh or tcsh'
     compress:'quantise a student to int8 or prune it, and measure the loss'
     demo:'handwritten digits from 32 steps to 1, with pictures and scores'
@@ -59,6 +60,64 @@ _shtab_halfstep_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_halfstep_defaults_added=0
+
+_shtab_halfstep_compare_options=(
+  "--out[The comparison\'s folder, with its runs in OUT\/runs\; the same command again goes on where it stopped.]:out:_files"
+  "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
+  "--extend[Let the run in this folder have more updates, or halve further.]"
+  "--from-previous[Go on from the checkpoint before a damaged one.]"
+  "--dry-run[Print stages, updates, memory and time, without training.]"
+  "--log[Trackers beside OUT\/metrics.jsonl\: any of tensorboard, wandb, trackio.]:log:"
+  "--data[digits, two-moons, fashion-mnist\:FOLDER, cifar10\:FOLDER]:data:_files"
+  "--size[Side of the images in pixels.]:size:"
+  "--channels[1 for gray, 3 for colour.]:channels:"
+  "--flip[Mirror half of the images, at random.]"
+  "--skip-bad[Leave out images that cannot be decoded, and list them in OUT\/skipped.txt.]"
+  "--teacher[A teacher\'s folder, or the run that made it]:teacher:_files"
+  "--net[package.module\:function, if the teacher\'s network is one of your own.]:net:"
+  "--teacher-config[Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file.]:teacher_config:_files"
+  "--family[A .toml file on how a pipeline of diffusers calls its network, for a class that halfstep does not know.]:family:_files"
+  "--model[A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights.]:model:_files"
+  "--weights[Weights of the published model\: an official .pth file, or the folder N.ckpt of its trainer.]:weights:_files"
+  "--codec[Autoencoder of a latent model\: an official .pth file, a diffusers folder, or one of halfstep\'s.]:codec:_files"
+  "--text[Text encoder of a model that reads texts, as transformers saves it\; or a pipeline of diffusers, whose encoders are used.]:text:_files"
+  "--methods[The methods\: verbs of halfstep distill, presets, or TOML files of options that say method \= \"VERB\".]:methods:"
+  "--budget[Forwards that each run may spend, all included\: a forward counts 1, forward and backward 3.]:budget:"
+  "--counts[Numbers of steps at which the students are compared.]:counts:"
+  "--start[Steps of the teacher that the methods begin with.]:start:"
+  "--seeds[Runs of each method, with --seed and the numbers after it\; three tell methods from seeds.]:seeds:"
+  "--target-sampler[Sampler of the target, the trajectories of the teacher that all students are compared with\: ddim, heun, dpmpp-2m, ...]:target_sampler:"
+  "--target-steps[Steps of the target\; 0 is --start.]:target_steps:"
+  "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"
+  "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"
+  "--learning-rate[Learning rate\; another one may be given when a run goes on]:learning_rate:"
+  "--learning-rate-schedule[The rate falls to 0 within each stage, or stays.]:learning_rate_schedule:(linear constant)"
+  "--warmup[Updates over which the rate rises from 0.]:warmup:"
+  "--optimiser[adamw-8bit\: moments in 8 bits, by torchao]:optimiser:(adamw adamw-8bit muon)"
+  "--betas[AdamW\'s decay rates.]:betas:"
+  "--weight-decay[Decoupled weight decay.]:weight_decay:"
+  "--max-grad-norm[Largest norm of the gradient\; 0 is off.]:max_grad_norm:"
+  "--ema[Decay of the averaged weights that a stage ends with\; 0 is off, and costs no memory.]:ema:"
+  "--precision[The network\'s own arithmetic (autocast)\; everything else is float32.]:precision:(fp32 bf16 fp16)"
+  "--compile[torch.compile the network.]"
+  "--save-every[Updates between checkpoints.]:save_every:"
+  "--log-every[Updates between lines of metrics.jsonl, and between looks for nan.]:log_every:"
+  "--seed[All randomness is a function of it.]:seed:"
+  "--shard[Divide networks, gradients, optimiser and average among the processes of torchrun.]"
+  "--gradient-checkpointing[Recompute the student\'s activations in the backward pass\: less memory, a third more time.]"
+  "--offload[Keep the teacher and the codec in the CPU\'s memory while they are not called\; on a GPU.]"
+  "--samples[Samples of each student, of the teacher and of the target, all from the same noise.]:samples:"
+  "--noise-seed[Seed of that noise.]:noise_seed:"
+  "--full[DDIM steps of the teacher, whose distance is 1 in every ratio.]:full:"
+  "--guidance-scale[Guidance scale of all samples.]:guidance_scale:"
+  "--features[auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
+  "--shown[Number of seeds in the grid of samples.]:shown:"
+  "--config[options from a TOML file]:config:_files"
+  "--help[print all options]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_halfstep_compare_defaults_added=0
 
 _shtab_halfstep_completion_options=(
   "--config[options from a TOML file]:config:_files"
@@ -1039,6 +1098,7 @@ _shtab_halfstep() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_halfstep-$line[1]:"
       case $line[1] in
+        compare) _arguments -C -s $_shtab_halfstep_compare_options ;;
         completion) _arguments -C -s $_shtab_halfstep_completion_options ;;
         compress) _arguments -C -s $_shtab_halfstep_compress_options ;;
         demo) _arguments -C -s $_shtab_halfstep_demo_options ;;

@@ -151,6 +151,16 @@ def raw_frechet_ratio(
     return Interval(top / bottom, *(float(end) * top / bottom for end in ends))
 
 
+def raw_frechet_draws(
+    real: Tensor, fakes: tuple[Tensor, ...], *, strata: int = 1
+) -> tuple[list[float], np.ndarray]:
+    """The distance of each fake, and its resamples [resamples, fakes], the same rows of all fakes.
+
+    As in `raw_frechet_interval` the real images are fixed.  For the ratios of many pairs (`seed_spread`).
+    """
+    return _frechet_draws(real, fakes, fixed_real=True, strata=strata)
+
+
 def kernel_interval(
     real: Tensor,
     fake: Tensor,

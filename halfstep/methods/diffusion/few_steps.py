@@ -115,6 +115,12 @@ class FewSteps(Validated, Method):
             return numbers[student]
         return numbers[0] * (2 if steps <= 2 else 1)
 
+    def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
+        """The method with the updates of each student; a single one of 2 steps or 1 doubles its own."""
+        if len(updates) == 1 and self.counts[0] <= 2:
+            updates = [updates[0] // 2]
+        return replace(self, updates=tuple(updates))
+
     def sized(self, teacher: PipelineLike, updates: int) -> Self:
         """The method with its updates: a sixteenth of the teacher's unless some are given."""
         if self.updates is not None:

@@ -4,7 +4,7 @@ eps does not determine the data at SNR 0, where the grids of few-step students s
 section 4; Meng et al. 2023, section 4).  Every method whose targets start there extends `VTeacherFirst`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast, Self
 
@@ -91,6 +91,13 @@ class VTeacherFirst(VTeacherOptions, Method):
         if self._first(teacher) is None:
             return method
         return replace(method, reparameterise_updates=every_time_updates(updates))
+
+    def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
+        """The method with the updates of its stages, the v teacher's first where there is one."""
+        if self._first(teacher) is None:
+            return super().with_updates(teacher, updates)
+        method = super().with_updates(self.readable(teacher), updates[1:])
+        return replace(method, reparameterise_updates=updates[0])
 
     def _first(self, teacher: PipelineLike) -> Reparameterise | None:
         """The method of the first stage; None for a teacher that determines the data where it starts."""

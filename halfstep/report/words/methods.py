@@ -1,0 +1,85 @@
+"""The sentences of a comparison of methods: which one for which number of steps, and how sure that is."""
+
+from dataclasses import replace
+
+from halfstep.evaluation.method_data import CountVerdict, MethodComparison
+from halfstep.report.words.numbers import figure, listed
+
+
+def summarised(comparison: MethodComparison) -> MethodComparison:
+    """The comparison with its headline and a sentence for each number of steps.
+
+    Args:
+        comparison: as measured.
+    """
+    sentences = tuple(sentence(verdict) for verdict in comparison.verdicts)
+    return replace(comparison, headline=headline(comparison), sentences=sentences)
+
+
+def headline(comparison: MethodComparison) -> str:
+    """Such as "progressive for 8, 4 and 2 calls; cannot tell at 1".
+
+    Args:
+        comparison: with its verdicts.
+    """
+    verdicts = comparison.verdicts
+    if not verdicts:
+        return "Nothing was compared: no run has a student of these steps"
+    if len(comparison.methods) == 1:
+        return f"Only {comparison.methods[0].name} was measured, so there is nothing to compare"
+    chosen = dict[str, list[int]]()
+    for verdict in verdicts:
+        if verdict.answer in ("better", "one seed"):
+            chosen.setdefault(verdict.best, []).append(verdict.steps)
+    clauses = [f"{method} for {_steps(counts)}" for method, counts in chosen.items()]
+    unsure = [verdict.steps for verdict in verdicts if verdict.answer == "cannot tell"]
+    if unsure:
+        clauses.append(f"{'c' if clauses else 'C'}annot tell at {listed([str(n) for n in unsure])}")
+    text = "; ".join(clauses)
+    single = any(verdict.answer == "one seed" for verdict in verdicts)
+    return f"{text}, by one seed" if single else text
+
+
+def sentence(verdict: CountVerdict) -> str:
+    """Such as "At 4 steps progressive is better than any other: its distance is 1.2 % lower than ...".
+
+    Args:
+        verdict: the answer for one number of steps.
+    """
+    at, best = f"At {_steps([verdict.steps])}", verdict.best
+    if verdict.answer == "alone" or verdict.difference is None:
+        return f"{at} only {best} has a student."
+    lower = f"{_share(verdict.difference.value)} lower than that of {verdict.second}"
+    ends = f"{_share(verdict.difference.low)} to {_share(verdict.difference.high)}"
+    seeds = "" if verdict.spread is None else f"{100 * verdict.spread:.1f} %"
+    if verdict.answer == "better":
+        return (
+            f"{at} {best} is better: its Fréchet distance is {lower} ({ends}), more than seeds explain, "
+            f"which differ by {seeds}.{_faithful(verdict)}"
+        )
+    if verdict.answer == "one seed":
+        return (
+            f"{at} {best} is better by the seeds at hand: its Fréchet distance is {lower} ({ends}); a method "
+            f"with one seed cannot tell how much another seed differs.{_faithful(verdict)}"
+        )
+    why = f"seeds differ by {seeds}" if seeds else "the samples alone leave it open"
+    return (
+        f"{at} it cannot be told whether {best} is better than {listed(verdict.alike)}: its Fréchet distance "
+        f"is {lower} ({ends}), and {why}.{_faithful(verdict)}"
+    )
+
+
+def _faithful(verdict: CountVerdict) -> str:
+    """The method whose pictures are nearest to the target walk's, where it is another one."""
+    if verdict.faithful is None or verdict.faithful == verdict.best:
+        return ""
+    return f" Nearest to the target's own pictures is {verdict.faithful}."
+
+
+def _share(ratio: float) -> str:
+    """By how much the best's distance is lower, of the second's over its own."""
+    return f"{figure(100 * (1 - 1 / ratio), 1)} %"
+
+
+def _steps(counts: list[int]) -> str:
+    return f"{listed([str(n) for n in counts])} step{'' if counts == [1] else 's'}"

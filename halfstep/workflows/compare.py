@@ -1,0 +1,120 @@
+"""Compare methods at equal cost: equal budgets, ordinary runs, one target walk, one page."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from halfstep.data import Data
+from halfstep.data.no_data import NO_DATA
+from halfstep.errors import ConfigError
+from halfstep.evaluation.method_data import MethodComparison
+from halfstep.evaluation.setups import refuse_sampler
+from halfstep.methods.default_updates import default_batch, number_of
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress, SILENT
+from halfstep.training.api import sized
+from halfstep.training.progress import ProgressCallback
+from halfstep.workflows.compare_config import CompareConfig, RUNS
+from halfstep.workflows.compare_entries import check_entry, Entry, read_entries
+from halfstep.workflows.compare_runs import Part, PreparedComparison
+from halfstep.workflows.compare_scores import evaluated
+from halfstep.workflows.default_sizes import default_learning_rate
+from halfstep.workflows.locate import chosen_pipeline
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    callback: Callable[[Part], ProgressCallback] = lambda part: ProgressCallback(),
+    progress: Progress = SILENT,
+) -> MethodComparison:
+    """Train every method for the same number of forwards, and compare the students on the same noise.
+
+    Each part is an ordinary run in OUT/runs; the same call again goes on where it stopped, and skips what is
+    finished.
+
+    Args:
+        config: methods, budget, data, teacher, measurements.
+        callback: the progress of each run.
+        progress: advances with every step of sampling.
+
+    Raises:
+        ConfigError: methods, data and teacher that do not go together, or a budget too small, before
+            anything is trained; a folder of another comparison.
+        DataError: data that cannot be read.
+        CheckpointError: a damaged file of a run.
+        Stopped: Ctrl-C or SIGTERM; all runs are saved.
+    """
+    prepared = prepare_comparison(config, progress=progress)
+    for part in prepared.parts:
+        part.train(prepared, callback(part))
+    return evaluated(prepared, progress)
+
+
+def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) -> PreparedComparison:
+    """Read teacher and data, and plan every run within the budget.
+
+    Args:
+        config: as of `compare`.
+        progress: advances while the data are read.
+
+    Raises:
+        ConfigError: as of `compare`.
+        DataError: as of `compare`.
+    """
+    config.folder.check()
+    options = config.compare
+    if config.dataset.data in NO_DATA:
+        raise ConfigError(
+            "students are compared with data, and --data none has none: name data that the teacher learnt"
+        )
+    entries = read_entries(options.methods, start=options.start, counts=options.counts)
+    if not entries:
+        raise ConfigError(
+            "halfstep compare needs --methods: write for example progressive cached-walks"
+        )
+    teacher = find_teacher(config)
+    for entry in entries:
+        check_entry(entry, teacher, options.counts)
+    refuse_sampler(teacher, "ddim", config.evaluation.full)
+    refuse_sampler(teacher, *options.target)
+    data = config.dataset.load(progress)
+    teacher = config.teacher.official.decoding(teacher, data)
+    rate = default_learning_rate(teacher.denoiser.net)
+    training = config.training.resolved(default_batch(number_of(data)), rate)
+    budgeted = list(_budgeted(entries, teacher, data, options.budget, training.batch_size))
+    parts = [
+        Part(entry, config.folder.out / RUNS / f"{entry.name}-seed{seed}", seed,
+             entry.method.cost(teacher, training.batch_size))
+        for entry in budgeted
+        for seed in range(training.seed, training.seed + options.seeds)
+    ]  # fmt: skip
+    return PreparedComparison(config, teacher, data, training, budgeted, parts)
+
+
+def _budgeted(
+    entries: Sequence[Entry], teacher: Pipeline, data: Data, budget: int | None, batch: int
+) -> Iterator[Entry]:
+    """The methods with the updates that the budget allows."""
+    if budget is None:
+        raise ConfigError(
+            "halfstep compare needs --budget, the forwards that each run may spend: write for example 900000"
+        )
+    for entry in entries:
+        method = sized(entry.method, teacher, data, batch)
+        method = method.with_budget(teacher, budget, batch, name=f"'{entry.name}'")
+        yield replace(entry, method=method)
+
+
+def find_teacher(config: CompareConfig) -> Pipeline:
+    """The teacher that the options name.
+
+    Args:
+        config: of the comparison.
+
+    Raises:
+        ConfigError: no teacher, or one that cannot be found.
+    """
+    return chosen_pipeline(
+        "halfstep compare needs --teacher FOLDER", config.teacher.teacher, config.teacher.official,
+        net=config.teacher.net, diffusers=config.teacher.diffusers, size=config.dataset.size,
+    )  # fmt: skip

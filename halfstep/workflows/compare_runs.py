@@ -1,0 +1,126 @@
+"""The runs of a comparison: each is an ordinary run, distilled, resumed or skipped."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from halfstep.config import JsonObject
+from halfstep.config.fields import flat
+from halfstep.data import Data
+from halfstep.methods.base import Stage, StagePlan
+from halfstep.pipeline import Pipeline
+from halfstep.training import distill, TrainingConfig
+from halfstep.training.progress import ProgressCallback
+from halfstep.training.run_config import write_config
+from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_progress import RunProgress
+from halfstep.training.stages import RunOptions
+from halfstep.workflows.compare_config import CompareConfig
+from halfstep.workflows.compare_entries import Entry
+from halfstep.workflows.run_options import run_options_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of a comparison.
+
+    entry     its method, with the updates that the budget allows
+    folder    of the run
+    forwards  that it costs
+    """
+
+    entry: Entry
+    folder: Path
+    seed: int
+    forwards: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    def plan(self, prepared: "PreparedComparison") -> list[StagePlan]:
+        """The stages."""
+        return self.entry.method.plan(prepared.teacher)
+
+    def progress(self) -> RunProgress | None:
+        """How far the run is; None before it began."""
+        run = RunFolder(self.folder)
+        return RunProgress.of(run) if run.exists else None
+
+    def train(
+        self,
+        prepared: "PreparedComparison",
+        callback: ProgressCallback | None = None,
+        *,
+        dry_run: Callable[..., None] | None = None,
+    ) -> None:
+        """Train the run, go on with it, or skip it where it is finished.
+
+        Args:
+            prepared: the comparison.
+            callback: shows the progress.
+            dry_run: called in place of training, as `RunOptions.dry_run`.
+        """
+        training = replace(prepared.training, seed=self.seed)
+        keep = _Keeping(self.folder, self._options(prepared), callback or ProgressCallback())
+        job: RunOptions = run_options_of(prepared.config, callback=keep, dry_run=dry_run)
+        # `shared` compares the options of processes: those of the comparison hold for every part.
+        distill(
+            prepared.teacher, prepared.data, self.folder, method=self.entry.method,
+            training=training, job=job,
+        )  # fmt: skip
+
+    def _options(self, prepared: "PreparedComparison") -> JsonObject:
+        """The options with which `halfstep distill` makes the same run."""
+        config = prepared.config
+        training = replace(prepared.training, seed=self.seed)
+        values = {
+            **flat(config.dataset),
+            **flat(config.teacher),
+            **flat(self.entry.method),
+            **flat(training),
+            "out": self.folder,
+            "device": config.folder.device,
+        }
+        return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedComparison:
+    """A comparison with all parts planned; nothing is written yet.
+
+    parts  one run for each method and seed, the seeds of a method together
+    """
+
+    config: CompareConfig
+    teacher: Pipeline
+    data: Data
+    training: TrainingConfig
+    entries: Sequence[Entry]
+    parts: Sequence[Part]
+
+
+class _Keeping(ProgressCallback):
+    """Another callback's progress; writes the run's config.toml before its first update."""
+
+    def __init__(self, folder: Path, options: JsonObject, callback: ProgressCallback):
+        self._folder, self._options, self._shown = folder, options, callback
+
+    def begin(self, stage: Stage, update: int) -> None:
+        if self._options:
+            write_config(self._folder, self._options)
+            self._options = {}
+        self._shown.begin(stage, update)
+
+    def step(self, update: int, rate: float) -> None:
+        self._shown.step(update, rate)
+
+    def measure(self, loss: float) -> None:
+        self._shown.measure(loss)
+
+    def end(self, stage: Stage) -> None:
+        self._shown.end(stage)
+
+    def note(self, text: str) -> None:
+        self._shown.note(text)

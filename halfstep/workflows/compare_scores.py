@@ -1,0 +1,172 @@
+"""Measure the finished runs of a comparison, decide which method is best, and write what was found."""
+
+import sys
+from pathlib import Path
+
+from halfstep.config.fields import flat
+from halfstep.data import Data, Latents
+from halfstep.errors import ConfigError
+from halfstep.evaluation.features.cache import fingerprint
+from halfstep.evaluation.method_data import ComparedMethod, ComparedRun, MethodComparison
+from halfstep.evaluation.method_files import save_comparison
+from halfstep.evaluation.method_scores import MethodScorer, Scored, TrainedMethod
+from halfstep.evaluation.method_verdicts import verdict_at
+from halfstep.evaluation.report_data import Measurement
+from halfstep.evaluation.sample_sets import SampleScorer
+from halfstep.evaluation.scorer import (
+    captions_of,
+    features_for,
+    real_images,
+    real_labels,
+    scorer_for,
+)
+from halfstep.evaluation.setups import Evaluation
+from halfstep.evaluation.verdicts import AT
+from halfstep.pipeline import Pipeline
+from halfstep.progress import Progress
+from halfstep.report.words.methods import summarised
+from halfstep.rng import fork_rng
+from halfstep.schema import plain
+from halfstep.training.checks.data import read_by
+from halfstep.training.distributed import Processes
+from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_identity import environment
+from halfstep.workflows.compare_config import SAMPLES
+from halfstep.workflows.compare_entries import Entry
+from halfstep.workflows.compare_runs import Part, PreparedComparison
+from halfstep.workflows.report import machine, provenance, training_cost
+
+
+@fork_rng()
+def evaluated(prepared: PreparedComparison, progress: Progress) -> MethodComparison:
+    """Measure all runs and write compare.json, compare.npz and compare.html into the comparison's folder.
+
+    Under torchrun the first process measures and writes, and all return what it found.
+
+    Args:
+        prepared: the comparison; its runs are finished.
+        progress: advances with every step of sampling.
+    """
+    processes = Processes(prepared.config.folder.device)
+    with processes.together():
+        return processes.run_on_first(lambda: _measured(prepared, processes, progress))
+
+
+def _measured(
+    prepared: PreparedComparison, processes: Processes, progress: Progress
+) -> MethodComparison:
+    config, teacher = prepared.config, prepared.teacher.to(processes.device)
+    scorer = _scorer(prepared, teacher, progress)
+    full = "ddim", config.evaluation.full
+    found = MethodScorer(
+        teacher, scorer, full, config.compare.target,
+        cache=config.folder.out / SAMPLES, shown=config.evaluation.shown,
+    ).measure(_trained(prepared), config.compare.counts, progress=progress)  # fmt: skip
+    comparison = summarised(_composed(prepared, scorer, found, str(processes.device)))
+    save_comparison(comparison, config.folder.out)
+    return comparison
+
+
+def _scorer(prepared: PreparedComparison, teacher: Pipeline, progress: Progress) -> SampleScorer:
+    measures, data = prepared.config.evaluation, prepared.data
+    features = features_for(measures.features, data)
+    if isinstance(data, Latents):
+        data = read_by(teacher, data)
+    real = real_images(data, teacher, progress=progress)
+    settings = Evaluation(
+        samples=measures.samples, seed=measures.noise_seed, full=measures.full, split_samples=0,
+        guidance_scales=(measures.guidance_scale,),
+    )  # fmt: skip
+    captions = captions_of(data, teacher)
+    return scorer_for(features, real, settings, captions, teacher=teacher, labels=real_labels(data))
+
+
+def _trained(prepared: PreparedComparison) -> list[TrainedMethod]:
+    """The methods with their runs' students, each loaded when it is sampled."""
+    return [_runs_of(entry, prepared) for entry in prepared.entries]
+
+
+def _runs_of(entry: Entry, prepared: PreparedComparison) -> TrainedMethod:
+    folders = {part.seed: part.folder for part in prepared.parts if part.entry is entry}
+    net = prepared.config.teacher.net
+
+    def student(seed: int, steps: int) -> Pipeline | None:
+        return _student(folders[seed], steps, net)
+
+    return TrainedMethod(entry.name, list(folders), student)
+
+
+def _student(run: Path, steps: int, net: str | None) -> Pipeline | None:
+    """The student of a run that takes so many steps; None where none does."""
+    try:
+        folder = RunFolder.open(run).student_folder(steps)
+    except ConfigError:
+        return None
+    return Pipeline.load(folder, net=net)
+
+
+def _composed(
+    prepared: PreparedComparison, scorer: SampleScorer, found: Scored, device: str
+) -> MethodComparison:
+    options = prepared.config.compare
+    verdicts = tuple(
+        verdict_at(count, at, *found.shared[count])
+        for count in options.counts
+        if (at := [mean for mean in found.means if mean.steps == count])
+    )
+    return MethodComparison(
+        provenance=provenance(environment(device), sys.argv),
+        measure=_measurement(prepared.data, scorer, device),
+        budget=options.budget,
+        batch=prepared.training.batch_size,
+        counts=options.counts,
+        seeds=options.seeds,
+        teacher=found.teacher,
+        target=found.target,
+        methods=tuple(_method(prepared, part) for part in _firsts(prepared)),
+        runs=tuple(_run(prepared, part) for part in prepared.parts),
+        rows=found.rows,
+        means=found.means,
+        verdicts=verdicts,
+        pictures=found.pictures,
+    )
+
+
+def _firsts(prepared: PreparedComparison) -> list[Part]:
+    """The first run of each method."""
+    return list({part.entry.name: part for part in reversed(prepared.parts)}.values())[::-1]
+
+
+def _method(prepared: PreparedComparison, part: Part) -> ComparedMethod:
+    entry = part.entry
+    options = {
+        name: plain(value) for name, value in flat(entry.method).items() if value not in (None, ())
+    }
+    command = f"distill {entry.verb}"
+    return ComparedMethod(name=entry.name, command=command, options=options, planned=part.forwards)
+
+
+def _run(prepared: PreparedComparison, part: Part) -> ComparedRun:
+    folder = part.folder.relative_to(prepared.config.folder.out).as_posix()
+    cost = training_cost(part.folder)
+    return ComparedRun(method=part.entry.name, seed=part.seed, folder=folder, cost=cost)
+
+
+def _measurement(data: Data, scorer: SampleScorer, device: str) -> Measurement:
+    """The settings of all measurements."""
+    return Measurement(
+        features=scorer.features.name,
+        preprocessing=scorer.features.preprocessing,
+        digest=scorer.features.digest,
+        data=fingerprint(data),
+        samples=scorer.n,
+        real=len(scorer.real),
+        real_few=len(scorer.real_few),
+        seed=scorer.seed,
+        guidance_scale=scorer.guidance_scale,
+        floor=scorer.floor,
+        floor_at_2000=scorer.floor_of(AT),
+        floor_note=scorer.floor_note,
+        left_out=(),
+        machine=machine(device),
+    )

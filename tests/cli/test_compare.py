@@ -1,0 +1,43 @@
+"""`halfstep compare`: its lines, its dry run, its refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import refused
+
+pytestmark = pytest.mark.usefixtures("feature_cache")
+WORDS = ["--data", "two-moons", "--batch-size", 8, "--start", 4, "--counts", 2, 1, "--samples", 64]
+WORDS += ["--budget", 8000, "--methods", "progressive", "--out", "out"]
+
+
+def test_two_seeds_of_a_method(moons, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["compare", "--teacher", moons, *WORDS, "--seeds", 2]
+    status, out, err = cli(*words, "--dry-run")
+    assert status == 0 and not err and not list(moons.parent.glob("out"))
+    lines = [line.split() for line in out.splitlines()]
+    plan = [line[:4] for line in lines if line and line[0].startswith("progressive-seed")]
+    assert plan == [[f"progressive-seed{k}", "100", "100", "8,000"] for k in (0, 1)]
+    assert "about" in out and "new" in out
+
+    status, out, err = cli(*words)
+    assert status == 0 and not err and "2 of 2" in out
+    _, table = out.split("64 samples a student\n")
+    assert "progressive" in table and all(len(line) <= 80 for line in table.splitlines())
+    found = json.loads(Path("out/compare.json").read_text())
+    assert [mean["steps"] for mean in found["means"]] == [2, 1]
+
+    status, out, _ = cli(*words)
+    assert status == 0 and out.count("finished before") == 2
+
+
+def test_one_sentence(moons, cli):
+    words = ["compare", "--teacher", moons, *WORDS]
+    assert refused(cli(*words, "--budget", 100), "--budget 8000")
+    assert refused(cli(*words, "--methods", "progresive"), "progressive")
+    assert refused(cli(*words, "--data", "none"), "data")
+    assert refused(cli("compare", "--data", "two-moons", "--out", "out"), "--methods")
+    assert refused(cli("compare", *WORDS), "--teacher")
+    assert refused(cli("compare", "--target-sampler", "dim", *WORDS), "ddim")

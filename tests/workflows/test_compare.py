@@ -1,0 +1,237 @@
+"""`compare`: equal budgets, ordinary runs, one page of numbers; resumed, skipped, read back."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from halfstep.errors import CheckpointError, ConfigError, Stopped
+from halfstep.evaluation.method_files import read_comparison
+from halfstep.evaluation.setups import Evaluation
+from halfstep.methods.base import student_name
+from halfstep.training import ProgressCallback
+from halfstep.training.config import TrainingOptions
+from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.compare import compare, prepare_comparison
+from halfstep.workflows.compare_config import (
+    CompareConfig,
+    ComparedTeacher,
+    CompareMeasures,
+    CompareOptions,
+    ComparisonData,
+    ComparisonFolder,
+)
+from halfstep.workflows.evaluate import evaluate
+from tests.cli.commands import TINY, type_command
+
+BUDGET = 5 * 8 * 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HALFSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    out = tmp_path_factory.mktemp("moons") / "teacher"
+    assert type_command(["train", "denoiser", *TINY, "--out", out, "--updates", 60]) == 0
+    return out
+
+
+def config(teacher, out, *methods, measures=(), training=(), **options):
+    return CompareConfig(
+        folder=ComparisonFolder(out=out, device="cpu"),
+        dataset=ComparisonData(data="two-moons"),
+        teacher=ComparedTeacher(teacher=str(teacher)),
+        compare=CompareOptions(
+            **{"methods": methods, "budget": BUDGET, "counts": (2, 1), "start": 4, **options}
+        ),
+        training=TrainingOptions(batch_size=8, **dict(training)),
+        evaluation=CompareMeasures(samples=64, **dict(measures)),
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "evenly.toml"
+    path.write_text('method = "progressive"\nweighting = "snr+1"\nbatch_size = 99\n')
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(teacher, file, tmp_path_factory):
+    """(the options, what was found)"""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    options = config(teacher, out, "progressive", str(file), seeds=2)
+    return options, compare(options)
+
+
+def test_every_run_has_the_budget(made):
+    _, found = made
+    assert {run.method for run in found.runs} == {"progressive", "evenly"}
+    for run in found.runs:
+        assert 0.99 * BUDGET <= run.cost.forwards <= BUDGET
+        [method] = [m for m in found.methods if m.name == run.method]
+        assert run.cost.forwards == method.planned
+    assert [m.options["weighting"] for m in found.methods] == ["truncated-snr", "snr+1"]
+    assert found.budget == BUDGET and found.batch == 8 and found.counts == (2, 1)
+
+
+def test_parts_are_ordinary_runs(made):
+    options, found = made
+    out = options.folder.out
+    folders = {path.name for path in (out / "runs").iterdir()}
+    assert folders == {f"{m}-seed{s}" for m in ("progressive", "evenly") for s in (0, 1)}
+    run = RunFolder.open(out / "runs/progressive-seed1")
+    assert run.options["seed"] == 1 and run.options["batch_size"] == 8
+    assert run.config["teacher"] == options.teacher.teacher and run.config["start"] == 4
+    assert [stage.name for stage in run.stages] == [student_name(2), student_name(1)]
+    report = evaluate(run.folder, Evaluation(
+        samples=64, baselines=(), metrics=(), split_samples=0, cost_rounds=0,
+    ))  # fmt: skip
+    mine = [row for row in found.rows if (row.method, row.seed) == ("progressive", 1)]
+    for row, theirs in zip(mine, report.students, strict=True):  # the same numbers as a report's
+        assert row.distance == theirs.distances.frechet_distance
+        for end in ("value", "low", "high"):
+            assert getattr(row.ratio, end) == pytest.approx(getattr(theirs.ratio, end), rel=1e-12)
+        assert row.teacher_rmse == theirs.fidelity.rmse
+
+
+def test_the_target_walk_has_its_own_score(made):
+    _, found = made
+    assert (found.target.sampler, found.target.steps) == ("ddim", 4)
+    assert found.target.ratio.value == pytest.approx(
+        found.target.distance.value / found.teacher.distance.value
+    )
+    for row in found.rows:
+        assert row.target_ratio.value == pytest.approx(
+            row.distance.value / found.target.distance.value
+        )
+
+
+def test_means_are_over_seeds(made):
+    _, found = made
+    for mean in found.means:
+        rows = [r for r in found.rows if (r.method, r.steps) == (mean.method, mean.steps)]
+        ratios = [row.ratio.value for row in rows]
+        assert mean.seeds == 2 and mean.ratio.value == pytest.approx(sum(ratios) / 2)
+        assert mean.spread == pytest.approx(abs(ratios[0] - ratios[1]) / 2**0.5)
+        assert mean.rmse == pytest.approx(sum(row.rmse.value for row in rows) / 2)
+        assert mean.ratio.low < mean.ratio.value < mean.ratio.high
+
+
+def test_it_is_read_back(made):
+    options, found = made
+    assert read_comparison(options.folder.out) == found
+    path = options.folder.out / "compare.json"
+    assert json.loads(path.read_text())["verdicts"][0]["best"] in ("progressive", "evenly")
+
+
+def test_finished_runs_are_skipped_and_the_numbers_are_the_same(made):
+    options, found = made
+    began = []
+
+    class Seen(ProgressCallback):
+        def begin(self, stage, update):
+            began.append(stage.name)
+
+    again = compare(options, callback=lambda part: Seen())
+    assert not began
+    assert replace(again, provenance=found.provenance) == found
+
+
+def test_a_stopped_comparison_goes_on(teacher, tmp_path, made):
+    """Ctrl-C in the second run: the first is finished, and the second goes on to the same bits."""
+
+    class Stopping(ProgressCallback):
+        def step(self, update, rate):
+            if update == 9:
+                raise KeyboardInterrupt
+
+    options = config(teacher, tmp_path / "out", "progressive", seeds=2)
+    with pytest.raises((KeyboardInterrupt, Stopped)):
+        compare(options, callback=lambda part: Stopping() if part.seed else ProgressCallback())
+    parts = prepare_comparison(options).parts
+    assert [part.progress().finished for part in parts] == [True, False]
+    found = compare(options)
+    _, whole = made
+    rows = [row for row in whole.rows if row.method == "progressive"]
+    assert list(found.rows) == rows
+
+
+def test_a_method_can_be_added_later(teacher, tmp_path, file):
+    first = compare(config(teacher, tmp_path / "out", "progressive"))
+    both = compare(config(teacher, tmp_path / "out", "progressive", str(file)))
+    assert first.rows == tuple(row for row in both.rows if row.method == "progressive")
+    assert [v.answer for v in first.verdicts] == ["alone", "alone"]
+    assert {v.answer for v in both.verdicts} <= {"cannot tell", "one seed"}
+
+
+def test_a_budget_too_small_names_the_smallest(teacher, tmp_path):
+    options = config(teacher, tmp_path / "out", "progressive", budget=BUDGET - 1)
+    with pytest.raises(ConfigError, match=f"--budget {BUDGET}"):
+        prepare_comparison(options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "methods, options, word",
+    [
+        ((), {}, "--methods"),
+        (("progresive",), {}, "progressive"),
+        (("reparameterise",), {}, "fewer steps"),
+        (("encoder",), {}, "encode"),
+        (("progressive", "progressive"), {}, "two methods"),
+        (("progressive",), {"counts": (4, 2)}, "4 steps"),
+        (("progressive",), {"budget": None}, "--budget"),
+        (("progressive",), {"start": 6}, "start"),
+        (("none.toml",), {}, "cannot be read"),
+    ],
+)
+def test_refusals(methods, options, word, teacher, tmp_path):
+    with pytest.raises(ConfigError, match=word):
+        prepare_comparison(config(teacher, tmp_path / "out", *methods, **options))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("start = 4\n", "method ="),
+        ('method = "knowledge"\n', "method ="),
+        ('method = "progressive"\nstrat = 4\n', "start"),
+        ('method = "progressive"\nstart = "four"\n', "whole number"),
+    ],
+)
+def test_files_are_checked(text, word, teacher, tmp_path):
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(ConfigError, match=word):
+        prepare_comparison(config(teacher, tmp_path / "out", str(tmp_path / "my.toml")))
+
+
+def test_a_preset_is_a_method(teacher, tmp_path):
+    """Its own start and shares hold; its optimiser does not."""
+    options = config(
+        teacher, tmp_path / "out", "digits-progressive", counts=(16, 1), budget=928_000
+    )
+    prepared = prepare_comparison(replace(options, training=TrainingOptions(batch_size=64)))
+    [entry] = prepared.entries
+    assert entry.method.updates == (550, 650, 750, 600, 350) and entry.method.start == 32
+    assert prepared.training.optimiser == "adamw" and "optimiser" in entry.unused
+
+
+def test_a_damaged_comparison_is_refused(made, tmp_path):
+    options, _ = made
+    for name in ("compare.json", "compare.npz"):
+        shutil.copy(options.folder.out / name, tmp_path)
+    path = tmp_path / "compare.json"
+    path.write_text(path.read_text().replace('"seeds": 2', '"seeds": 3', 1))
+    with pytest.raises(CheckpointError, match=r"compare\.json"):
+        read_comparison(tmp_path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="no compare"):
+        read_comparison(tmp_path)
