@@ -13,7 +13,7 @@ from halfstep.errors import ConfigError
 T = TypeVar("T", bound="Cond | Batch")
 Values = dict[str, Any]
 """Values of a dataclass's fields, by name."""
-BUILT_IN = ("label", "encoder_hidden_states", "guidance_scale")
+BUILT_IN = ("label", "encoder_hidden_states", "guidance_scale", "heads")
 """The fields that halfstep itself gives; a user's subclass may have others."""
 
 
@@ -46,6 +46,8 @@ class Cond:
         guidance_scale: float [B]; 1 is off.
         added: other tensors [B, ...] by name, as a network of diffusers reads them: pooled_projections,
             time_ids, encoder_attention_mask, ...
+        heads: float [B, N], the weights of a network's N heads in its output; or [B, M, N] for M outputs
+            [M B, ...], the first of all samples first.
 
     Raises:
         ConfigError: tensors with different numbers of rows, or a name in `added` that is a field.
@@ -55,6 +57,7 @@ class Cond:
     encoder_hidden_states: Tensor | None = None
     guidance_scale: Tensor | None = None
     added: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Self:
         """The conditions of these samples."""

@@ -97,11 +97,21 @@ def level_of(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
     return Level(level.alpha.to(x.dtype), level.sigma.to(x.dtype))
 
 
+def _repeated(x: Tensor, level: Level, times: int) -> tuple[Tensor, Level]:
+    """M copies of all rows, one after the other, with their levels."""
+
+    def copies(value: Tensor) -> Tensor:
+        return value.repeat(times, *[1] * (value.ndim - 1))
+
+    return copies(x), Level(copies(level.alpha), copies(level.sigma))
+
+
 class Denoiser(nn.Module):
     """A network that maps (x_t, t, cond) to a `Prediction`.
 
     It is called with x_t, float [B, ...], noisy data; t, float [B], the time in [0, 1], 0 data and 1
-    noise (float64 keeps the level exact); and cond, a `Cond` or None.
+    noise (float64 keeps the level exact); and cond, a `Cond` or None. With `cond.heads` [B, M, N] it returns
+    M predictions at each x_t, [M B, ...].
 
     Args:
         net: any module called as net(x_t, time, cond), with x_t's channels out (twice for `X0AndEps`).
@@ -144,6 +154,8 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         level = self.level(t, x_t)
         out = self.raw_output(x_t, t, cond)
+        if cond is not None and cond.heads is not None and cond.heads.ndim == 3:
+            x_t, level = _repeated(x_t, level, cond.heads.shape[1])
         self._check_output(out, x_t)
         return self.parameterisation.decode(out.to(x_t.dtype), x_t, level)
 

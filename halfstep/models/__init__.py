@@ -88,6 +88,7 @@ LATER = {
     "num_clip_token": (77,),
     "attention": ("auto",),
     "guidance_embed_dim": (0,),
+    "output_heads": (0,),
 }
 """Arguments added after the first runs, with the defaults that are left out of a recipe, so that such a run
 can be resumed."""

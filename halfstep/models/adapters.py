@@ -16,6 +16,7 @@ from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.models.diffusers_config import refuse_other_outputs
 from halfstep.models.guidance_embedding import check_scales, NO_SCALE
+from halfstep.models.head_bank import NO_HEADS
 
 NO_TEXT = "this network reads text states: give cond=Cond(encoder_hidden_states=...)"
 
@@ -52,6 +53,14 @@ class Adapter(nn.Module):
         check_scales(scale, x)
         return scale
 
+    def heads(self, cond: Cond | None) -> Tensor | None:
+        """The weights of the network's heads; `ConfigError` if they are missing or not read."""
+        self._refuse_unread(cond)
+        heads = None if cond is None else cond.heads
+        if heads is None and "heads" in self.reads:
+            raise ConfigError(NO_HEADS)
+        return heads
+
     def label(self, cond: Cond | None) -> Tensor | None:
         """The labels for the network; `ConfigError` if they are missing or not read."""
         self._refuse_unread(cond)
@@ -84,6 +93,7 @@ class UViTNet(Adapter):
         parts = {
             "encoder_hidden_states": model.context_embed,
             "guidance_scale": model.guidance_embed,
+            "heads": model.output_heads or None,
         }
         self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
@@ -91,5 +101,5 @@ class UViTNet(Adapter):
         label, states = self.label(cond), None if cond is None else cond.encoder_hidden_states
         if "encoder_hidden_states" in self.reads and states is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, label, states, self.scale(cond, x))
+        out: Tensor = self.model(x, t, label, states, self.scale(cond, x), self.heads(cond))
         return out

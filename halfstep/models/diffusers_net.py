@@ -19,6 +19,7 @@ from halfstep.models.guidance_embedding import (
     guidance_features,
     GuidanceEmbedding,
 )
+from halfstep.models.head_bank import weighing, widen
 from halfstep.models.limits import refuse_unknown
 from halfstep.models.network_inputs import inputs_of, NetworkInputs, width_of
 from halfstep.quiet import quietly
@@ -29,6 +30,7 @@ class DiffusersNet(Adapter):
 
     learned_sigma  the network puts out variances behind its prediction, which are cut off
     guidance_embed_dim  number of features of the guidance scale that halfstep adds; 0 for none
+    output_heads   copies of its last layer, whose weights in the output are `Cond.heads`; 0: one, without
 
     A network with classes always gets a label: a DiT without classes gets 0.  diffusers' DiT drops a tenth of
     the labels in training; that is switched off, because the method drops labels.
@@ -41,6 +43,7 @@ class DiffusersNet(Adapter):
         num_classes: int | None = None,
         *,
         guidance_embed_dim: int = 0,
+        output_heads: int = 0,
         learned_sigma: bool = False,
     ):
         super().__init__(model, num_classes)
@@ -51,8 +54,15 @@ class DiffusersNet(Adapter):
         if guidance_embed_dim and not inputs.scale_features:
             width = _width(next(self.time_embeddings()))
             self.guidance = GuidanceEmbedding(guidance_embed_dim, width)
-        reads_scale = self.takes_scale or guidance_embed_dim
-        self.reads = "label", *inputs.conditions, *(["guidance_scale"] if reads_scale else [])
+        self.output_heads = output_heads
+        if output_heads:
+            widen(model, inputs.last_layer, output_heads)
+        reads = {"guidance_scale": self.takes_scale or guidance_embed_dim, "heads": output_heads}
+        self.reads = (
+            "label",
+            *inputs.conditions,
+            *(name for name, is_read in reads.items() if is_read),
+        )
         for module in model.modules():
             if hasattr(module, "embedding_table"):  # a DiT's LabelEmbedding
                 module.dropout_prob = 0.0  # type: ignore[assignment]
@@ -86,11 +96,15 @@ class DiffusersNet(Adapter):
         self._add_positions(arguments, x)
         arguments[inputs.sample] = pack(x, inputs.packed) if inputs.packed else x
         arguments[inputs.timestep] = t
-        with adding(self._embedded_scale(arguments, scale, x), list(self.time_embeddings())):
+        added = adding(self._embedded_scale(arguments, scale, x), list(self.time_embeddings()))
+        with added, weighing(self._bank(), self.heads(cond)):
             out: Tensor = self.model(**arguments)[0]
         if inputs.packed:
             out = unpack(out, inputs.packed, x.shape[-2:])
         return out[:, : x.shape[1]] if self.learned_sigma else out
+
+    def _bank(self) -> nn.Module | None:
+        return self.model.get_submodule(self.inputs.last_layer) if self.output_heads else None
 
     def _checkpoints(self) -> bool:
         return bool(getattr(self.model, "gradient_checkpointing", False))
@@ -217,6 +231,7 @@ def diffusers_net(
     *,
     num_classes: int | None = None,
     guidance_embed_dim: int = 0,
+    output_heads: int = 0,
     outputs: int = 0,
     learned_sigma: bool = False,
     inputs: JsonObject | None = None,
@@ -236,8 +251,9 @@ def diffusers_net(
             config["time_cond_proj_dim"] = guidance_embed_dim
     model = _built(name, class_name, cls, config, num_classes, outputs)
     net = DiffusersNet(
-        model, how, num_classes, guidance_embed_dim=guidance_embed_dim, learned_sigma=learned_sigma
-    )
+        model, how, num_classes, guidance_embed_dim=guidance_embed_dim, output_heads=output_heads,
+        learned_sigma=learned_sigma,
+    )  # fmt: skip
     if guidance_embed_dim and how.scale_features:
         nn.init.zeros_(cast(Any, model).time_embedding.cond_proj.weight)
     net.outputs = outputs

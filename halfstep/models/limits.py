@@ -15,6 +15,7 @@ N = TypeVar("N", bound=nn.Module)
 MAY_BE_ZERO = frozenset(
     {
         "guidance_embed_dim",
+        "output_heads",
         "outputs",
         "freq_shift",
         "downsample_padding",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from halfstep.batch import Cond
 from halfstep.models.adapters import Adapter
 from halfstep.models.guidance_embedding import GuidanceEmbedding
+from halfstep.models.head_bank import HeadBank, last_output
 from halfstep.models.time_embedding import sinusoid
 
 WAVES = (1.0, 2.0, 4.0)
@@ -31,7 +32,8 @@ class ResidualMLP(nn.Module):
     """Maps (x [B, dim], t [B], label int64 [B] or None, guidance scale [B] or None) to [B, out_dim].
 
     t is in the range of a table of 1000 levels, as for images.  guidance_embed_dim is the number of features
-    of the scale, 0 if it takes none.
+    of the scale, 0 if it takes none.  output_heads is the number of its last layers, whose weights in the
+    output are `heads`; 0 is one layer without weights.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ResidualMLP(nn.Module):
         out_dim: int | None = None,
         num_classes: int | None = None,
         guidance_embed_dim: int = 0,
+        output_heads: int = 0,
     ):
         super().__init__()
         self.config = {
@@ -51,13 +54,17 @@ class ResidualMLP(nn.Module):
             "out_dim": out_dim,
             "num_classes": num_classes,
             "guidance_embed_dim": guidance_embed_dim,
+            "output_heads": output_heads,
         }
-        self.width = width
+        self.width, self.output_heads = width, output_heads
         self.enter = nn.Linear(dim * (1 + 2 * len(WAVES)), width)
         self.time = nn.Linear(width, width)
         self.label = None if num_classes is None else nn.Embedding(num_classes, width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
-        self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, out_dim or dim)
+        self.norm = nn.LayerNorm(width)
+        self.leave: nn.Module = nn.Linear(width, out_dim or dim)
+        if output_heads:
+            self.leave = HeadBank(self.leave, output_heads)
         self.guidance = GuidanceEmbedding(guidance_embed_dim, width) if guidance_embed_dim else None
 
     def forward(
@@ -66,6 +73,7 @@ class ResidualMLP(nn.Module):
         t: Tensor,
         label: Tensor | None = None,
         guidance_scale: Tensor | None = None,
+        heads: Tensor | None = None,
     ) -> Tensor:
         condition = self.time(sinusoid(t, self.width).to(x.dtype))
         if self.label is not None:
@@ -75,7 +83,7 @@ class ResidualMLP(nn.Module):
         condition, h = F.silu(condition), self.enter(_waves(x))
         for block in self.blocks:
             h = block(h, condition)
-        out: Tensor = self.leave(self.norm(h))
+        out: Tensor = last_output(self.leave, self.norm(h), heads)
         return out
 
 
@@ -90,8 +98,9 @@ class MLPNet(Adapter):
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)
-        self.reads = ("label",) if model.guidance is None else ("label", "guidance_scale")
+        parts = {"guidance_scale": model.guidance, "heads": model.output_heads or None}
+        self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        out: Tensor = self.model(x, t, self.label(cond), self.scale(cond, x))
+        out: Tensor = self.model(x, t, self.label(cond), self.scale(cond, x), self.heads(cond))
         return out

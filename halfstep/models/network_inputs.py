@@ -29,6 +29,8 @@ class NetworkInputs(Validated):
     scale_features   the argument for the features of the guidance scale that halfstep adds; else they are
                   embedded and added to the outputs of `time_embedding`
     time_embedding   the modules that embed the time; * stands for every block
+    last_layer    the linear layer or convolution that puts out the prediction; "": it cannot become a bank of
+                  heads
     """
 
     sample: str = "hidden_states"
@@ -45,6 +47,7 @@ class NetworkInputs(Validated):
     scale_factor: str = ""
     scale_features: str = ""
     time_embedding: tuple[str, ...] = ()
+    last_layer: str = ""
 
 
 _TEXT = {"encoder_hidden_states": "encoder_hidden_states"}
@@ -58,6 +61,7 @@ INPUTS: Mapping[str, NetworkInputs] = {
         sample="sample",
         label="class_labels",
         time_embedding=("time_embedding",),
+        last_layer="conv_out",
     ),
     "UNet2DConditionModel": NetworkInputs(
         sample="sample",
@@ -65,20 +69,24 @@ INPUTS: Mapping[str, NetworkInputs] = {
         conditions=_TEXT,
         widths={"encoder_hidden_states": "encoder_hid_dim cross_attention_dim"},
         scale_features="timestep_cond",
+        last_layer="conv_out",
     ),
     "DiTTransformer2DModel": NetworkInputs(
         label="class_labels",
         time_embedding=("transformer_blocks.*.norm1.emb",),
+        last_layer="proj_out_2",
     ),
     "PixArtTransformer2DModel": NetworkInputs(
         conditions=_MASKED,
         widths={"encoder_hidden_states": "caption_channels"},
         time_embedding=("adaln_single.emb.timestep_embedder",),
+        last_layer="proj_out",
     ),
     "SD3Transformer2DModel": NetworkInputs(
         conditions=_POOLED,
         widths=_POOLED_WIDTHS,
         time_embedding=("time_text_embed.timestep_embedder",),
+        last_layer="proj_out",
     ),
     "FluxTransformer2DModel": NetworkInputs(
         conditions=_POOLED,
@@ -88,6 +96,7 @@ INPUTS: Mapping[str, NetworkInputs] = {
         text_ids="txt_ids",
         scale="guidance",
         time_embedding=("time_text_embed.timestep_embedder",),
+        last_layer="proj_out",
     ),
     "SanaTransformer2DModel": NetworkInputs(
         conditions=_MASKED,
@@ -102,6 +111,7 @@ INPUTS: Mapping[str, NetworkInputs] = {
         packed=2,
         image_shapes="img_shapes",
         time_embedding=("time_text_embed.timestep_embedder",),
+        last_layer="proj_out",
     ),
 }
 """The inputs of diffusers' networks, by class."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
 from halfstep.models.guidance_embedding import check_scales, GuidanceEmbedding
+from halfstep.models.head_bank import HeadBank, last_output
 from halfstep.models.time_embedding import sinusoid
 from halfstep.models.uvit.attention import Attention, Block
 from halfstep.models.uvit.checks import refuse_conditions, refuse_sides
@@ -66,6 +67,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     num_clip_token  text states of a sample
     attention       'auto', 'sdpa', 'explicit' or 'xformers': see `halfstep.models.uvit.attention.auto`
     guidance_embed_dim  features of the guidance scale, added to the time token; 0: it takes none
+    output_heads    copies of decoder_pred, whose weights in the output are `heads`; 0: one, without weights
     """
 
     _supports_gradient_checkpointing = True
@@ -94,6 +96,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_clip_token: int = 77,
         attention: str = "auto",
         guidance_embed_dim: int = 0,
+        output_heads: int = 0,
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -121,7 +124,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(embed_dim)
-        self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * out)
+        self.decoder_pred: nn.Module = nn.Linear(embed_dim, patch_size**2 * out)
         self.final_layer = nn.Conv2d(out, out, 3, padding=1) if conv else nn.Identity()
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -129,6 +132,9 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.guidance_embed = (
             GuidanceEmbedding(guidance_embed_dim, embed_dim) if guidance_embed_dim else None
         )
+        self.output_heads = output_heads
+        if output_heads:
+            self.decoder_pred = HeadBank(self.decoder_pred, output_heads)
         self.gradient_checkpointing = use_checkpoint  # diffusers' switch sets both of these
         self._gradient_checkpointing_func = _recomputed
 
@@ -139,6 +145,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         y: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         guidance_scale: Tensor | None = None,
+        heads: Tensor | None = None,
         *,
         return_dict: bool = False,
     ) -> Tensor | UViTOutput:
@@ -146,6 +153,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         timesteps       one time a sample, [B], or one for all
         guidance_scale  one scale a sample, [B], if it was built for it
+        heads           the weights of its heads, [B, N] or [B, M, N], if it was built with some
         """
         self._check(x, y, encoder_hidden_states)
         if guidance_scale is not None and self.guidance_embed is None:
@@ -176,7 +184,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             h = self._run(block, h, skips.pop())
 
         # Only the patches are read out: the norm and the head see each token alone.
-        image = self._image(self.decoder_pred(self.norm(h[:, self.extras :])))
+        image = self._image(last_output(self.decoder_pred, self.norm(h[:, self.extras :]), heads))
         return UViTOutput(sample=image) if return_dict else image
 
     def resized(self, img_size: int | Sequence[int]) -> "UViT":

@@ -386,9 +386,12 @@ def test_the_adapter_passes_text_on():
         build("uvit", SMALL)(x[:, :3], t, Cond(encoder_hidden_states=encoder_hidden_states))
     assert (net.reads, UViTNet.reads) == (("label", "encoder_hidden_states"), ("label",))
     again = build(*recipe(net))
-    assert {**recipe(again)[1], "attention": "auto", "guidance_embed_dim": 0} == public(
-        net.model.config
-    ) | TEXT
+    assert {
+        **recipe(again)[1],
+        "attention": "auto",
+        "guidance_embed_dim": 0,
+        "output_heads": 0,
+    } == public(net.model.config) | TEXT
 
 
 def test_fitting_gives_the_sides_of_text():
