@@ -33,6 +33,7 @@ FLOOR = {
 BESIDE = {
     "cli/commands": {"console"},
     "data/latents": {"sources"},
+    "data/walks": {"latents"},
     "diffusion/samplers": {"schedules"},
     "diffusion/schedules": set(),
     "evaluation/features": set(),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halfstep.diffusion.samplers import draws_noise
 from halfstep.errors import ConfigError
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
 from halfstep.evaluation.metrics.distance_bootstrap import raw_frechet_interval, raw_frechet_ratio
@@ -27,7 +28,6 @@ from halfstep.evaluation.scorer import classes_in_turn
 from halfstep.evaluation.setups import Candidates, chosen_counts, Evaluation, plural, steps_of
 from halfstep.files import cache_folder
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import draws_noise
 from halfstep.progress import expected, Progress, SILENT
 
 SCALES = (1.0, 1.3, 2.0, 3.0)

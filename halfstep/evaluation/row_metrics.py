@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halfstep.diffusion.samplers import draws_noise
 from halfstep.evaluation.metrics.bootstrap import basic_bootstrap, Interval
 from halfstep.evaluation.metrics.cost import calls_of
 from halfstep.evaluation.metrics.distance_bootstrap import (
@@ -22,7 +23,6 @@ from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_rec
 from halfstep.evaluation.report_data import Distances, Pictures, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import Setup
-from halfstep.pipeline.samplers import draws_noise
 from halfstep.pixels import as_bytes
 
 ROWS_A_FEATURE = 10

@@ -2,6 +2,7 @@
 
 from halfstep.methods.base import DenoiserOnly, Method, Objective, PipelineLike, Stage, StagePlan
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.diffusion.cached_walks import CachedWalks
 from halfstep.methods.diffusion.chain import Chain
 from halfstep.methods.diffusion.denoising import Denoising
 from halfstep.methods.diffusion.encoder import Encoder
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "guided": GuidedDistillation,
     "stochastic": Stochastic,
     "multistep-consistency": MultistepConsistency,
+    "cached-walks": CachedWalks,
     "encoder": Encoder,
     "reparameterise": Reparameterise,
     "shrink": Shrink,
@@ -27,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "METHODS",
+    "CachedWalks",
     "Chain",
     "DenoiserOnly",
     "Denoising",

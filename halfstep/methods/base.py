@@ -80,6 +80,9 @@ class Objective:
     `student` may be wrapped: call it, and read none of its attributes.
     """
 
+    reads_walks: ClassVar[bool] = False
+    """Whether it learns from a teacher's kept walks, and reads the shape of a batch alone."""
+
     @property
     def forwards(self) -> int:
         """The cost of one sample's update in forwards: a forward is 1, a forward and backward 3."""
@@ -288,7 +291,9 @@ class Method:
     keeps_network: ClassVar[bool] = True
     """Whether the students have the teacher's network, so that they can be LoRAs of it."""
     walks: ClassVar[bool] = False
-    """Whether every objective is a `Matching`, so that walks from noise may stand for data."""
+    """Whether every objective is a `Matching`, or reads kept walks, so that walks may stand for data."""
+    keeps_walks: ClassVar[bool] = False
+    """Whether objectives read kept walks of the teacher, whose folder may be named."""
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """The stages in order, with their time grids.

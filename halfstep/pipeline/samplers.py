@@ -103,14 +103,6 @@ class _Blank:
         return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
 
 
-def draws_noise(sampler: str) -> bool:
-    """Whether a sampler draws noise at its steps, so that samples do not follow from the first noise."""
-    stochastic_schedulers = ("Ancestral", "SDE", "SASolver", "DDPM", "LCM", "TCD")  # of diffusers
-    return sampler in ("ancestral", "stochastic", "euler-maruyama") or (
-        sampler.startswith(PREFIX) and any(word in sampler for word in stochastic_schedulers)
-    )
-
-
 def teacher_grid(
     steps: int, sampler: str, schedule: Schedule, published: PublishedScheduler | None = None
 ) -> Times:

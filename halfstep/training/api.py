@@ -46,9 +46,12 @@ from halfstep.training.checks.teacher import (
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import GateConfig
+from halfstep.training.kept_walks import WalkKeeper
+from halfstep.training.loop import Prepare
 from halfstep.training.lora_run import check_lora, LoraRun, refuse_half
 from halfstep.training.prompts import walks_for
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_repair import WALKS
 from halfstep.training.sample_grid import SampleGrid, why_undrawn
 from halfstep.training.sharding import refuse_settings, whole_copy
 from halfstep.training.stages import load_weights, run_stages, RunOptions
@@ -162,10 +165,19 @@ def distill(
             run = run.gated(gate, teacher, read, out, method)
         begin = partial(run.lora.begin, [teacher]) if run.lora else _nothing
         stages = without_data(stages, read) if isinstance(read, NoData) else stages
+        keeper = run.keeper(teacher, read, out)
         del teacher  # not needed from the second stage on
         source = spec_of(data)
         return run.train(
-            f"distill {verb}", stages, options, read, out, plan, source=source, begin=begin
+            f"distill {verb}",
+            stages,
+            options,
+            read,
+            out,
+            plan,
+            source=source,
+            begin=begin,
+            prepare=keeper.prepare,
         )
 
 
@@ -317,6 +329,13 @@ class _PipelineRun:
         )  # fmt: skip
         return replace(self, job=replace(self.job, gate=bound))
 
+    def keeper(self, teacher: Pipeline, data: Data, out: Path | str) -> WalkKeeper:
+        """Makes the walks that stages learn from."""
+        folder, scales = self.job.walks or Path(out) / WALKS, teacher.guidance_range
+        return WalkKeeper(
+            folder, data, self.training, self.processes, scales if teacher.takes_scale else None
+        )
+
     def denoiser(self, pipeline: Pipeline) -> Denoiser:
         """The pipeline's denoiser on the device and in the precision of this run; the same weights."""
         device = self.processes.staging
@@ -397,6 +416,7 @@ class _PipelineRun:
         *,
         source: str | None,
         begin: Callable[[Path], None] = _nothing,
+        prepare: Prepare = lambda stage, callback, request: None,
     ) -> Pipeline:
         """Train the stages; return the pipeline of the last student."""
         last: list[Pipeline] = []
@@ -423,6 +443,7 @@ class _PipelineRun:
             gate=lambda stage: self._passes_gate(last[0]),
             check=files.check,
             begin=begin,
+            prepare=prepare,
             draw=lambda stage: grid.draw(self.pipeline(stage)),
             undrawn=why_undrawn(parts["shape"], parts["codec"], plan),
         )

@@ -34,6 +34,7 @@ from halfstep.training.signals import stopping, StopRequest
 from halfstep.training.update import update
 from halfstep.training.watch import Watch
 
+Prepare = Callable[[Stage, ProgressCallback, StopRequest], None]
 MEASURED = 64
 """Samples for the measures of an objective in the log."""
 SETTINGS = ("learning_rate", "log_every", "save_every")
@@ -49,6 +50,7 @@ class Loop:
     watch          writes the log and draws samples
     gate           called after each stage; False ends the run there
     from_previous  go on from the checkpoint before a damaged one
+    prepare        makes what a stage's updates read, before they begin or go on
     """
 
     run: RunFolder
@@ -61,6 +63,7 @@ class Loop:
     callback: ProgressCallback = field(default_factory=ProgressCallback)
     gate: Callable[[Stage], bool] = lambda stage: True
     from_previous: bool = False
+    prepare: Prepare = lambda stage, callback, request: None
 
     def train(self, stages: Iterable[Stage]) -> nn.Module:
         """Run every stage in order; return the last student.  Finished stages are read, not redone."""
@@ -113,6 +116,7 @@ class Loop:
             ) from None
 
     def _fit(self, stage: Stage, index: int, request: StopRequest) -> None:
+        self.prepare(stage, self.callback, request)
         state = self._resume(stage, index)
         rates = self._rates(stage, index, state.update)
         wrapped, start = self.processes.wrap(stage.student), state.update

@@ -1,12 +1,14 @@
 """The progress of a run: the callback that shows it, and the numbers that are shown."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from halfstep.methods.base import Stage
+from halfstep.progress import Progress
 from halfstep.training.signals import StopRequest
 
 
@@ -27,6 +29,10 @@ class ProgressCallback:
 
     def note(self, text: str) -> None:
         """A sentence that the user should know."""
+
+    def work(self, title: str) -> AbstractContextManager[Progress]:
+        """Around work of this title before or between updates, whose progress it shows."""
+        return nullcontext(Notes(self))
 
 
 class Notes:
@@ -66,6 +72,9 @@ class StopOnBrokenPipe(ProgressCallback):
 
     def note(self, text: str) -> None:
         self._call(partial(self._callback.note, text))
+
+    def work(self, title: str) -> AbstractContextManager[Progress]:
+        return self._callback.work(title)
 
 
 HALF_LIFE = 30.0

@@ -7,6 +7,7 @@ RUN/stages/NAME/    each finished stage's student, a pipeline of its own; stage.
 RUN/checkpoints/    the checkpoints of the present stage
 RUN/samples/        pictures of the averaged student's samples, STAGE-UPDATE.png
 RUN/tensorboard/    the events of TensorBoard; wandb/ those of Weights & Biases
+RUN/walks/          the teacher's kept walks, of a run that learns from them
 RUN/latents/        images as latents of the teacher's codec, encoded before the run began
 RUN/gate.json       the decisions of the run's gate
 """

@@ -10,6 +10,8 @@ LATENTS = "latents"
 """The folder, in a run's, of images that were encoded for its teacher before it began."""
 PROMPTS = "prompts"
 """The folder, in a run's, of the conditions of prompts, of a run without data."""
+WALKS = "walks"
+"""The folder, in a run's, of its teacher's kept walks."""
 FIRST_FILES = (files.LOCK, "run.json", LATENTS, PROMPTS)
 """Files, whole or temporary, of a run that was killed before its first stage."""
 LOCKED_FILES = ("run.json", "metrics.jsonl", "config.toml", "gate.json")

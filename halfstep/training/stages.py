@@ -25,7 +25,7 @@ from halfstep.training.checks.teacher import with_first
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.gate_protocol import IdentifiedGate
-from halfstep.training.loop import Loop
+from halfstep.training.loop import Loop, Prepare
 from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
@@ -58,6 +58,8 @@ class RunOptions:
     """Shows the progress."""
     gate: Callable[[Pipeline], bool] | None = None
     """Called with each stage's student; False ends the run there.  See `IdentifiedGate`."""
+    walks: Path | None = None
+    """Folder of the teacher's kept walks, which may have some already; by default walks in the run's."""
     log: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl: any of tensorboard, wandb, trackio."""
     samples_every: CountOrNone | None = None
@@ -118,6 +120,7 @@ def run_stages(
     gate: Callable[[Stage], bool] = lambda stage: True,
     check: Check = refuse_wrapped,
     begin: Callable[[Path], None] = lambda folder: None,
+    prepare: Prepare = lambda stage, callback, request: None,
     draw: Draw | None = None,
     undrawn: str = "",
 ) -> nn.Module:
@@ -130,6 +133,7 @@ def run_stages(
     gate         called after each stage; False ends the run
     check        refuses a student that could not be read again; before there is a folder, or its stage begins
     begin        called with the run's folder before the first stage, by the process that writes
+    prepare      called before a stage's updates, by all processes
     draw         draws a stage's samples
     undrawn      why no samples can be drawn
     """
@@ -179,7 +183,9 @@ def run_stages(
                 run, processes, callback, trackers, resolved["samples_every"], draw,
                 compiled=training.compile,
             )  # fmt: skip
-            loop = Loop(run, small, training, processes, write, read, watch, callback, gate, before)
+            loop = Loop(
+                run, small, training, processes, write, read, watch, callback, gate, before, prepare
+            )
             with closing(watch):
                 student = loop.train(stages)
             processes.wait()

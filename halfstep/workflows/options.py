@@ -37,6 +37,15 @@ class FolderOptions(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WalksOptions(Validated):
+    """The teacher's kept trajectories."""
+
+    walks: Path | None = None
+    """Folder of the teacher's trajectories: those that are there are used, and more are added. By default the
+    run has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampledOptions(FolderOptions):
     """The folder of a run whose students draw samples."""
 
@@ -83,13 +92,18 @@ class ShardOptions(Validated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryOptions(ShardOptions):
-    """Less memory for the same numbers."""
+class WholeNetworkOptions(Validated):
+    """Less memory for the same numbers, of networks that no process divides."""
 
     gradient_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, a third more time."""
     offload: bool = False
     """Keep the teacher and the codec in the CPU's memory while they are not called; on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(WholeNetworkOptions, ShardOptions):
+    """Less memory for the same numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from typing import Any
 
 from halfstep.config import JsonObject
 from halfstep.config.fields import flat
+from halfstep.config.validate import Validated
 from halfstep.evaluation.features.registry import BELOW
 from halfstep.training.stages import RunOptions
-from halfstep.workflows.options import FolderOptions, ShardOptions
+from halfstep.workflows.options import FolderOptions, ShardOptions, WalksOptions
 
 PLACES = ("data", "validate", "init", "teacher", "teacher_config")
 """Text options that name a place, or a share of the data: its fingerprint is compared instead."""
@@ -16,13 +17,15 @@ PLACES = ("data", "validate", "init", "teacher", "teacher_config")
 def run_options_of(options: Any, **more: Any) -> RunOptions:
     """The `RunOptions` of a command's options, with more of them by name."""
     folder: FolderOptions = options.folder
-    memory: ShardOptions = getattr(options, "memory", ShardOptions())
+    memory: Validated = getattr(options, "memory", ShardOptions())
+    kept: WalksOptions = getattr(options, "kept", WalksOptions())
     return RunOptions(
         device=folder.device,
         extend=folder.extend,
         from_previous=folder.from_previous,
         log=folder.log,
         samples_every=getattr(folder, "samples_every", None),
+        walks=kept.walks,
         shared=shared_options(options),
         **vars(memory),
         **more,

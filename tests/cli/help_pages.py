@@ -68,7 +68,7 @@ GROUPS = {
     "Model": ("diffusers", "official"),
     "Texts": ("texts",),
     "Start": ("start",),
-    "Method": ("method", "recipe", "lora"),
+    "Method": ("method", "recipe", "kept", "lora"),
     "Optimiser": ("training",),
     "Memory": ("memory",),
     "Gate": ("gate",),
@@ -109,6 +109,7 @@ MATTER = {
     "distill progressive": "teacher start stop updates tolerance",
     "distill stochastic": "teacher start stop updates tolerance",
     "distill multistep-consistency": "teacher start first stop updates",
+    "distill cached-walks": "teacher start solver noises walks",
     "distill guided": "teacher guidance-range start stop tolerance",
     "distill encoder": "teacher start stop updates batch-size",
     "distill shrink": "teacher depth student updates batch-size",
@@ -165,6 +166,10 @@ EXAMPLES = {
     "distill multistep-consistency": [
         "halfstep distill multistep-consistency --teacher runs/teacher --data digits --start 64 "
         "--first 8 --stop 1 --out runs/consistency"
+    ],
+    "distill cached-walks": [
+        "halfstep distill cached-walks --teacher runs/teacher --data none --solver heun --start 16 "
+        "--out runs/cached"
     ],
     "distill guided": [
         "halfstep distill guided --teacher runs/teacher --data digits --start 32 --stop 4 "

@@ -14,14 +14,14 @@ from halfstep.batch import Cond
 from halfstep.data import load
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import V
-from halfstep.diffusion.samplers import PREFIX, SCHEDULER, supported_schedulers
+from halfstep.diffusion.samplers import draws_noise, PREFIX, SCHEDULER, supported_schedulers
 from halfstep.diffusion.schedules import Cosine, VPLinear
 from halfstep.errors import ConfigError, DataError
 from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation, Progressive
 from halfstep.methods.diffusion.guided import GuidedOptions
 from halfstep.models import build
-from halfstep.pipeline.samplers import draws_noise, NAMES
+from halfstep.pipeline.samplers import NAMES
 from halfstep.training.stages import RunOptions
 from tests.support.denoisers import STOCHASTIC
 from tests.support.runs import refused, teacher as points_teacher

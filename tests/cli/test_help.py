@@ -50,7 +50,7 @@ def test_a_page_names_every_option_once(command):
 
 
 OLD_WORDS = re.compile(
-    r"\b(?:whoever|whatever|of which|there is none|asked|judged?s?|walks?|one's own|fitting)\b"
+    r"\b(?:whoever|whatever|of which|there is none|asked|judged?s?|(?<!-)walks?|one's own|fitting)\b"
     r"|--(?:rate|batch|micro-batch|clip|known)\b(?!-)"
 )
 

@@ -9,7 +9,12 @@ from typing import Any, cast, ClassVar, Generic, TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
-from halfstep.cli.commands.gate_options import auto_start, bind_gate, GateOptions
+from halfstep.cli.commands.gate_options import (
+    auto_start,
+    bind_gate,
+    GateOptions,
+    OneScaleGateOptions,
+)
 from halfstep.cli.commands.no_data import walks_of, without_data
 from halfstep.cli.console.next_command import beside, say_halving
 from halfstep.cli.console.progress import counting, loading, reading, say, terminal
@@ -47,6 +52,8 @@ from halfstep.workflows.options import (
     FolderOptions,
     MemoryOptions,
     SampledOptions,
+    WalksOptions,
+    WholeNetworkOptions,
 )
 
 if TYPE_CHECKING:
@@ -127,6 +134,15 @@ class GatedDistillOptions(LoraDistillOptions[M]):
     """Make a student that needs fewer steps, until a quality gate ends the run."""
 
     gate: GateOptions = field(default_factory=GateOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalksDistillOptions(LoraDistillOptions[M]):
+    """Make a student that needs fewer steps, from kept walks of its whole teacher."""
+
+    memory: WholeNetworkOptions = field(default_factory=WholeNetworkOptions)  # type: ignore[assignment]
+    gate: OneScaleGateOptions = field(default_factory=OneScaleGateOptions)
+    kept: WalksOptions = field(default_factory=WalksOptions)
 
 
 def main(name: str, argv: Sequence[str]) -> int:
@@ -254,6 +270,8 @@ def options_for(name: str) -> Any:
     options = METHODS[name].options()
     if METHODS[name] is Chain:
         return PlanOptions[options]  # type: ignore[valid-type]
+    if METHODS[name].keeps_walks:
+        return WalksDistillOptions[options]  # type: ignore[valid-type]
     if METHODS[name].gated:
         return GatedDistillOptions[options]  # type: ignore[valid-type]
     lora = METHODS[name].keeps_network
@@ -273,7 +291,7 @@ def _before_data(
         refuse_other_shape(
             dataset.data, teacher.shape, size=dataset.size, channels=dataset.channels
         )
-    is_gated = isinstance(options, GatedDistillOptions | PlanOptions)
+    is_gated = hasattr(options, "gate")
     if not is_gated or not (auto or options.gate.tolerance != 0):
         return None
     gate = options.gate

@@ -21,8 +21,8 @@ from halfstep.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateOptions(Validated):
-    """When to stop halving."""
+class OneScaleGateOptions(Validated):
+    """When to stop halving, of students that take no guidance scale as an input."""
 
     tolerance: NotNegative | None = None
     """Stop when a student's ratio is surely above this. It is the student's Fréchet distance from the data
@@ -34,9 +34,6 @@ class GateOptions(Validated):
     full: Annotated[Steps, Ge(0)] = 0
     """Full steps of the teacher; 0 is twice --start. With --guidance-range, 0 is --start, and 64 at least.
     With --start auto, which chooses the fewest steps of equal quality, 0 is 64."""
-    guidance_scales: tuple[NotNegative, ...] = ()
-    """Guidance scales for the comparison; by default the ends of --guidance-range, the upper one 3 at
-    most."""
     features: str = "auto"
     """Features of the distance: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER,
     inception:FILE or package.module:function."""
@@ -52,12 +49,26 @@ class GateOptions(Validated):
 
     def build(self) -> QualityGate:
         """The gate of these options; with tolerance 0, the gate that `--start auto` measures with."""
-        scales = self.guidance_scales
         return QualityGate(
             tolerance=self.tolerance or None, until=self.until, full_steps=self.full,
-            metric=GuidedTeacherRatio(guidance_scales=scales) if scales else None,
-            features=self.features, samples=self.samples, seed=self.gate_seed,
+            metric=self._metric(), features=self.features, samples=self.samples, seed=self.gate_seed,
         )  # fmt: skip
+
+    def _metric(self) -> GuidedTeacherRatio | None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(OneScaleGateOptions):
+    """When to stop halving."""
+
+    guidance_scales: tuple[NotNegative, ...] = ()
+    """Guidance scales for the comparison; by default the ends of --guidance-range, the upper one 3 at
+    most."""
+
+    def _metric(self) -> GuidedTeacherRatio | None:
+        scales = self.guidance_scales
+        return GuidedTeacherRatio(guidance_scales=scales) if scales else None
 
 
 def bind_gate(
@@ -74,7 +85,7 @@ def bind_gate(
 
     full  steps of the teacher from which --start auto searches down
     """
-    gate: GateOptions | None = getattr(options, "gate", None)
+    gate: OneScaleGateOptions | None = getattr(options, "gate", None)
     if gate is None:
         return options, method, None
     folder, config, meter = options.folder, gate.build(), None

@@ -186,9 +186,7 @@ class Bars(ProgressCallback):
             self._progress = None
 
     def begin(self, stage: Stage, update: int) -> None:
-        if not self.began:
-            self.began = True
-            self.opened()
+        self._open()
         self._stage, self._first, self._update = stage, update, update
         self._shown: int | None = None
         self._since, self._took = time.monotonic(), 0.0
@@ -222,6 +220,17 @@ class Bars(ProgressCallback):
 
     def end(self, stage: Stage) -> None:
         self.close()
+
+    def work(self, title: str) -> AbstractContextManager[Progress]:
+        self._open()
+        if self._progress is not None:  # between updates: the stage's own line goes on
+            return super().work(title)
+        return counting(self.console, title)
+
+    def _open(self) -> None:
+        if not self.began:
+            self.began = True
+            self.opened()
 
     def note(self, text: str) -> None:
         say(self.console, "note", text)

@@ -24,7 +24,7 @@ from torch import Tensor
 from halfstep import storage
 from halfstep.batch import Batch, completed, Cond, null_values
 from halfstep.data.latents.contexts import as_cond, bytes_of, Contexts, TensorFormat, unpacked
-from halfstep.data.latents.shards import Entry, mapped, MEND, Shards, verify as verify_files
+from halfstep.data.latents.shards import AGAIN, Entry, mapped, Shards, verify as verify_files
 from halfstep.errors import CheckpointError
 from halfstep.identity import sha256_of
 from halfstep.models import codec
@@ -205,7 +205,7 @@ def open_latents(
     if not about["complete"]:
         raise CheckpointError(
             f"'{folder}' holds {sum(entry['rows'] for entry in about['shards']):,} of "
-            f"{about['count']:,} latents: {MEND}"
+            f"{about['count']:,} latents: {AGAIN}"
         )
     entries = [*about["shards"], *about["contexts"], *about["others"]]
     if verify is not False:

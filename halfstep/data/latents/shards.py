@@ -34,7 +34,7 @@ class Entry(TypedDict):
 State = tuple[int, int, int, int, str]
 """Size, modification time, change time, inode and sha256 of a verified file."""
 VERIFIED = "verified.json"
-MEND = "run the same halfstep latents command again"
+AGAIN = "run the same halfstep latents command again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,10 @@ def whole(path: Path, x: Tensor) -> Entry:
     return written(path, x.shape, x.dtype, [x])
 
 
-def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype, *, again: str = AGAIN) -> Tensor:
     """The array of an .npy file, memory-mapped, without an open file.
+
+    again  what makes a missing file again, in an error
 
     `CheckpointError` unless it has this shape and dtype, and the file the right length.
     """
@@ -122,10 +124,10 @@ def mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         # Private to this process: changes of the tensor do not reach the file.
         raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     except FileNotFoundError:
-        raise CheckpointError(f"'{path}' is missing: {MEND}") from None
+        raise CheckpointError(f"'{path}' is missing: {again}") from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"'{path}' is damaged ({reason}): {_mend(path)}") from None
+        raise CheckpointError(f"'{path}' is damaged ({reason}): delete it, and {again}") from None
     return raw[start:].view(dtype).view(*shape)
 
 
@@ -135,22 +137,29 @@ def verify(
     progress: Progress,
     *,
     anew: bool = False,
+    about: str = "latents.json",
+    again: str = AGAIN,
 ) -> None:
     """Compare checksums; `CheckpointError` names a file that is damaged.
 
     A file that was verified before and not written since is skipped: verified.json has its size, inode and
     times, among them the change time, which programs cannot set.  Silent disk errors leave no such trace.
 
-    anew  compare all files again
+    anew   compare all files again
+    about  the file that has the entries, in an error
+    again  what makes a missing file again, in an error
     """
     before, now = {} if anew else _verified(folder), dict[str, State]()
 
     def compare(entry: Entry) -> tuple[State, bool]:
         path = folder / entry["file"]
-        state = (*_state(path), entry["sha256"])  # before the content, which may change meanwhile
+        state = (
+            *_state(path, again),
+            entry["sha256"],
+        )  # before the content, which may change meanwhile
         if before.get(entry["file"]) == state:
             return state, True
-        checksum = storage.checksum(path, missing=f"is missing: {MEND}")
+        checksum = storage.checksum(path, missing=f"is missing: {again}")
         return state, checksum == entry["sha256"]
 
     progress.expect(len(entries))
@@ -160,7 +169,7 @@ def verify(
             if not right:
                 path = folder / entry["file"]
                 raise CheckpointError(
-                    f"'{path}' is damaged: its checksum is not the one in latents.json; {_mend(path)}"
+                    f"'{path}' is damaged: its checksum is not the one in {about}; delete it, and {again}"
                 )
             now[entry["file"]] = state
             progress.advance()
@@ -183,11 +192,7 @@ def _remember(folder: Path, verified: dict[str, State]) -> None:
         storage.write_json(folder / VERIFIED, verified)
 
 
-def _state(path: Path) -> tuple[int, int, int, int]:
-    with storage.reading(path, missing=f"is missing: {MEND}"):
+def _state(path: Path, again: str) -> tuple[int, int, int, int]:
+    with storage.reading(path, missing=f"is missing: {again}"):
         stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-def _mend(path: Path) -> str:
-    return f"delete it, and {MEND}"

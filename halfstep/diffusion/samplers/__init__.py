@@ -11,7 +11,7 @@ from halfstep.diffusion.samplers.published_scheduler import (
     PublishedScheduler,
     sample_published,
 )
-from halfstep.diffusion.samplers.registry import calls, PREFIX, SCHEDULER, STEPS
+from halfstep.diffusion.samplers.registry import calls, draws_noise, PREFIX, SCHEDULER, STEPS
 from halfstep.diffusion.samplers.sample import noise_of, sample, start
 from halfstep.diffusion.samplers.scheduler_setup import supported_schedulers
 from halfstep.diffusion.samplers.sde import euler_maruyama, Fresh
@@ -27,6 +27,13 @@ from halfstep.diffusion.samplers.solvers import (
     TimePoint,
 )
 from halfstep.diffusion.samplers.stochastic import stochastic
+from halfstep.diffusion.samplers.walk_points import (
+    check_solver,
+    check_walk,
+    solver_grid,
+    step_ends,
+    walk_points,
+)
 
 __all__ = [
     "PREFIX",
@@ -42,10 +49,13 @@ __all__ = [
     "TimePoint",
     "ancestral",
     "calls",
+    "check_solver",
+    "check_walk",
     "ddim",
     "dpm_fast",
     "dpmpp_2m",
     "dpmpp_3s",
+    "draws_noise",
     "encode",
     "euler_maruyama",
     "heun",
@@ -55,7 +65,10 @@ __all__ = [
     "sample",
     "sample_published",
     "sample_with_scheduler",
+    "solver_grid",
     "start",
+    "step_ends",
     "stochastic",
     "supported_schedulers",
+    "walk_points",
 ]

@@ -23,3 +23,15 @@ def calls(sampler: str, steps: int) -> int:
     if sampler.startswith(PREFIX):
         return network_calls(sampler.removeprefix(PREFIX), steps)
     return 2 * steps - 1 if sampler == "heun" else steps
+
+
+def draws_noise(sampler: str) -> bool:
+    """Whether a sampler draws noise at its steps, so that samples do not follow from the first noise.
+
+    Args:
+        sampler: the name of a sampler.
+    """
+    stochastic_schedulers = ("Ancestral", "SDE", "SASolver", "DDPM", "LCM", "TCD")  # of diffusers
+    return sampler in ("ancestral", "stochastic", "euler-maruyama") or (
+        sampler.startswith(PREFIX) and any(word in sampler for word in stochastic_schedulers)
+    )

@@ -60,7 +60,7 @@ class Walks:
 
 
 @dataclass
-class _Drawn:
+class Drawn:
     """The numbers of walks as draws: one column after the other."""
 
     columns: list[Tensor]
@@ -137,7 +137,7 @@ class Course:
         columns = walks.draws[:, 1:].to(device, wide(self.like)).unbind(1)
         cond = self.data.conditions(walks.rows)
         cond = self.objective.conditioned(
-            None if cond is None else cond.to(device), _Drawn(list(columns))
+            None if cond is None else cond.to(device), Drawn(list(columns))
         )
         return State(x, self.places(walks, k), cond, walks, k)
 

@@ -15,6 +15,7 @@ from halfstep.batch import Batch
 from halfstep.config import JsonObject
 from halfstep.data.no_data import NoData
 from halfstep.diffusion.prediction import Prediction
+from halfstep.errors import ConfigError
 from halfstep.methods.base import Objective, Stage
 from halfstep.methods.diffusion.matching import Matching, matching
 from halfstep.methods.diffusion.walk_states import Course, Lanes, of_student, State
@@ -120,5 +121,11 @@ class Walked(Objective):
 def without_data(stages: Iterator[Stage], data: NoData) -> Iterator[Stage]:
     """The same stages, learnt at states of walks."""
     for stage in stages:
-        yield replace(stage, objective=Walked(stage.objective, data))
+        if not stage.objective.inner.reads_walks:
+            stage = replace(stage, objective=Walked(stage.objective, data))
+        elif data.walk == "student":
+            raise ConfigError(
+                "kept walks are the teacher's, and none:student has the student walk: write --data none"
+            )
+        yield stage
         del stage  # with its teacher, which the next stage may not need

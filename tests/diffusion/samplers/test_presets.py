@@ -12,6 +12,7 @@ from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Eps, V
 from halfstep.diffusion.samplers import (
+    draws_noise,
     PREFIX,
     sample_with_scheduler,
     SAMPLER_PRESETS,
@@ -26,7 +27,7 @@ from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
 from halfstep.errors import ConfigError, HalfstepError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import check_sampling, draws_noise, NAMES, sampler_fn, teacher_grid
+from halfstep.pipeline.samplers import check_sampling, NAMES, sampler_fn, teacher_grid
 from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64

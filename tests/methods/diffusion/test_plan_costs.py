@@ -7,6 +7,7 @@ import pytest
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Eps
 from halfstep.methods import (
+    CachedWalks,
     Chain,
     DenoiserOnly,
     Denoising,
@@ -34,6 +35,7 @@ OF = {
     "denoise": Denoising(updates=2),
     "progressive": HALVING,
     "multistep-consistency": MultistepConsistency(start=8, first=4, stop=2, updates=(2,)),
+    "cached-walks": CachedWalks(start=8, first=4, stop=2, updates=(2,), noises=3),
     "progressive by four": Progressive(start=8, first=2, updates=(2,)),
     "stochastic": Stochastic(start=8, stop=2, updates=(2,)),
     "encoder": Encoder(start=8, stop=2, updates=(2,)),
@@ -59,7 +61,7 @@ def test_a_plan_says_its_stages_costs(name):
     plan, stages = method.plan(teacher), list(method.stages(teacher))
     assert [p.name for p in plan] == [s.name for s in stages]
     assert [p.forwards for p in plan] == [s.objective.forwards for s in stages]
-    assert [s.objective.cost(7, 3) for s in stages] == [21 * p.forwards for p in plan]
+    assert [s.objective.cost(7, 3) for s in stages] == [21 * p.forwards + p.once for p in plan]
 
 
 @pytest.mark.parametrize(
