@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from halfstep.batch import batches
+from halfstep.diffusion.samplers import draws_noise
 from halfstep.evaluation.method_data import MethodMean, MethodRow, ReferenceWalk
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.metrics.cost import calls_of
@@ -22,7 +23,6 @@ from halfstep.evaluation.sample_cache import chunks, identity, Samples
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import plural
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import draws_noise
 from halfstep.progress import expected, Progress, SILENT
 
 
