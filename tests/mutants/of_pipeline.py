@@ -185,7 +185,7 @@ MUTANTS = (
         ("return end.mix(", "return start.mix("),
     ),
     *of(
-        "pipeline/samplers",
+        "diffusion/samplers/registry",
         "cli/guided_edges",
         ('"ancestral", "stochastic", "euler-maruyama"', '"ancestral", "stochastic"'),
         ('"SDE", "SASolver", "DDPM"', '"SDE", "DDPM"'),
