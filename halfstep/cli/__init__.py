@@ -43,7 +43,10 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "latents": ("encode images once, for a model of latents", {}),
     "sample": ("draw images from a teacher, a student or a published model", {}),
     "encode": ("encode images to noise, to decode or edit them", {}),
-    "compare": ("compare methods at equal cost: which one for which number of steps", {}),
+    "compare": (
+        "compare methods at equal cost: which one for which number of steps",
+        {"knowledge": "recipes of knowledge distillation, each beside a plain student"},
+    ),
     "evaluate": ("evaluate a run's students: quality, fidelity, drift, cost, with intervals", {}),
     "report": ("write the report of a run, one page", {}),
     "play": ("open a page that draws teacher beside student: seed, class, steps, guidance", {}),
@@ -57,6 +60,8 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
     "completion": ("print a script that completes commands in bash, zsh or tcsh", {}),
 }
 
+ALONE = ("compare",)
+"""Verbs of several kinds that are commands without a kind, too."""
 TOGETHER = ("train", "distill", "demo", "latents", "sample", "compare", "evaluate")
 """Verbs whose processes meet under a launcher."""
 PAGES = Path(__file__).parent / "help"
@@ -171,8 +176,8 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _is_alone(verb: str, words: list[str]) -> bool:
-    """Whether a verb of several kinds is called without one: it has a page of its own, and options follow."""
-    return (PAGES / f"{verb}.txt").exists() and not (words and not words[0].startswith("-"))
+    """Whether a verb of several kinds is called without one: options follow at once."""
+    return verb in ALONE and not (words and not words[0].startswith("-"))
 
 
 def _is_method(name: str) -> bool:

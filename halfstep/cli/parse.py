@@ -56,7 +56,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str) -> T:
     return built
 
 
-CODE = ("net", "teacher_net", "features", "recipe")
+CODE = ("net", "teacher_net", "features", "recipe", "recipes")
 """Options that may be package.module:function."""
 
 

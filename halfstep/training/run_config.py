@@ -17,7 +17,7 @@ class RunConfig(TypedDict, total=False):
     data: str
     size: int
     channels: int
-    teacher: str
+    teacher: str | list[str]
     teacher_config: str
     family: str
     model: str

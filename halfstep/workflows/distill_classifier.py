@@ -132,13 +132,18 @@ class ClassifierDistillation:
         return ClassifierComparison(len(data), scores, score_classifier(self.teacher, data))
 
 
+Images = tuple[Dataset, Data | None]
+"""Images to train with, and held-out ones."""
+
+
 def prepare_distillation(
-    config: DistillClassifierConfig, *, progress: Progress = SILENT
+    config: DistillClassifierConfig, *, images: Images | None = None, progress: Progress = SILENT
 ) -> ClassifierDistillation:
     """Load the teacher, read the data and build the student; `run` of the result trains it.
 
     Args:
         config: the options of `halfstep distill knowledge`.
+        images: as `read_images` of this config read them; None reads them.
         progress: progress of reading the data.
 
     Raises:
@@ -152,7 +157,7 @@ def prepare_distillation(
     terms = recipe(config.recipe.recipe, literals(config.recipe.recipe_config))
     method = KnowledgeDistillation(terms=terms, updates=config.recipe.updates)
     teacher = load_teachers(config.networks)
-    data, held_out = distillation_images(config.dataset.load(progress), config)
+    data, held_out = distillation_images(images or read_images(config, progress), config)
     student = new_student(config.networks, teacher, data, config.training.seed)
     _refuse_other_classes(teacher, data, held_out)
     refuse_unread(config.training, method)
@@ -160,27 +165,33 @@ def prepare_distillation(
     return ClassifierDistillation(config, method, teacher, student, data, held_out)
 
 
-def distillation_images(
-    data: Data, config: DistillClassifierConfig
-) -> tuple[Dataset, Dataset | None]:
-    """The images for training, which may be unlabelled or mixed, and the held-out ones."""
-    images, unlabelled = config.images, config.recipe.unlabelled
-    if unlabelled and not images.labels_per_class:
-        raise ConfigError(
-            "--unlabelled keeps the images that --labels-per-class leaves without a label: give that too"
-        )
+def read_images(config: DistillClassifierConfig, progress: Progress = SILENT) -> Images:
+    """Read the images to train with and the held-out ones, before labels are chosen and images augmented."""
+    data = config.dataset.load(progress)
     if not isinstance(data, Dataset) or len(data.shape) != 3:
         raise ConfigError(
             f"classifiers are taught on images, and '{config.dataset.data}' has samples of shape "
             f"{list(data.shape)}: give images"
         )
-    data, held_out = split_held_out(data, images, config.dataset)
-    held_out = None if held_out is None else held_out_dataset(held_out, data)
-    if images.labels_per_class:
-        data = data.labelled(
-            images.labels_per_class, seed=config.training.seed, keep_others=unlabelled
+    return split_held_out(data, config.images, config.dataset)
+
+
+def distillation_images(
+    images: Images, config: DistillClassifierConfig
+) -> tuple[Dataset, Dataset | None]:
+    """The images for training, which may be unlabelled or mixed, and the held-out ones."""
+    options, unlabelled = config.images, config.recipe.unlabelled
+    if unlabelled and not options.labels_per_class:
+        raise ConfigError(
+            "--unlabelled keeps the images that --labels-per-class leaves without a label: give that too"
         )
-    return augmented(data, images, config.training.seed), held_out
+    data = images[0]
+    held_out = None if images[1] is None else held_out_dataset(images[1], data)
+    if options.labels_per_class:
+        data = data.labelled(
+            options.labels_per_class, seed=config.training.seed, keep_others=unlabelled
+        )
+    return augmented(data, options, config.training.seed), held_out
 
 
 def load_teachers(options: ClassifierTeacherOptions) -> Teachers:

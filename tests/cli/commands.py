@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import halfstep
-from halfstep.cli import main
+from halfstep.cli import ALONE, main, VERBS
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 SHIPPED = Path(halfstep.__file__).parent / "assets" / "digits-teacher"
+COMMANDS = [
+    f"{verb} {kind}".strip()
+    for verb, (_, kinds) in VERBS.items()
+    for kind in ([""] if not kinds or verb in ALONE else []) + list(kinds)
+]
+"""Every command: a verb, or a verb and its kind."""
 
 
 def type_command(words):

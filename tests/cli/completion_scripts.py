@@ -9,7 +9,7 @@ from pathlib import Path
 
 import shtab
 
-from halfstep.cli import COMPLETION, SHELLS, VERBS
+from halfstep.cli import ALONE, COMPLETION, SHELLS, VERBS
 from halfstep.config.fields import all_options, arity
 from halfstep.config.preset_files import preset_names
 from tests.cli.help_pages import documented, KINDS
@@ -31,8 +31,9 @@ def parser():
     verbs = top.add_subparsers()
     for verb, (does, kinds) in VERBS.items():
         added = verbs.add_parser(verb, help=does, add_help=False)
-        if not kinds:
+        if not kinds or verb in ALONE:
             _fill(added, verb)
+        if not kinds:
             continue
         inner = added.add_subparsers()
         for kind, text in kinds.items():

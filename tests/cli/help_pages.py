@@ -23,6 +23,7 @@ from halfstep.cli.commands.runs import RunsOptions
 from halfstep.config.fields import all_options, arity
 from halfstep.config.preset_files import preset_names
 from halfstep.methods import METHODS
+from halfstep.workflows.compare_classifiers import CompareClassifiersConfig
 from halfstep.workflows.compare_config import CompareConfig
 from halfstep.workflows.compress import CompressConfig
 from halfstep.workflows.demo import DemoConfig
@@ -56,6 +57,7 @@ KINDS = {
     "completion": CompletionOptions,
     **{f"distill {name}": options_for(name) for name in METHODS},
     "distill knowledge": DistillClassifierConfig,
+    "compare knowledge": CompareClassifiersConfig,
 }
 """The options of each command."""
 GROUPS = {
@@ -117,6 +119,7 @@ MATTER = {
     "distill reparameterise": "teacher updates batch-size learning-rate device",
     "distill knowledge": "teacher net recipe updates validate",
     "compare": "teacher methods budget seeds counts",
+    "compare knowledge": "teacher recipes temperatures seeds updates",
 }
 """Of pages of many options those to begin with, beside the required ones."""
 EXAMPLES = {
@@ -196,6 +199,10 @@ EXAMPLES = {
     "distill knowledge": [
         "halfstep distill knowledge --teacher runs/large --data cifar10:data --net toy-student "
         "--out runs/small"
+    ],
+    "compare knowledge": [
+        "halfstep compare knowledge --teacher runs/large --data cifar10:data --recipes hinton dist logits "
+        "--temperatures 2 4 --seeds 3 --out runs/recipes"
     ],
 }
 TEXT = {int: "N", float: "X", Path: "PATH", str: "NAME"}

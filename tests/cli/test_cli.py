@@ -23,11 +23,9 @@ from halfstep.evaluation.features.registry import load_classifier
 from halfstep.methods import METHODS
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
+from tests.cli.commands import COMMANDS
 from tests.cli.help_pages import KINDS
 
-COMMANDS = [
-    f"{verb} {kind}".strip() for verb, (_, kinds) in VERBS.items() for kind in kinds or [""]
-]
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
 
 

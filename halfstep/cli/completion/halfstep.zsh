@@ -29,6 +29,13 @@ _shtab_halfstep_commands() {
   _describe 'halfstep commands' _commands
 }
 
+_shtab_halfstep_compare_commands() {
+  local _commands=(
+    knowledge:'recipes of knowledge distillation, each beside a plain student'
+  )
+  _describe 'halfstep compare commands' _commands
+}
+
 _shtab_halfstep_distill_commands() {
   local _commands=(
     encoder:'halve the steps from images to noise (Meng et al. 2023)'
@@ -118,6 +125,55 @@ _shtab_halfstep_compare_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_halfstep_compare_defaults_added=0
+
+_shtab_halfstep_compare_knowledge_options=(
+  "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
+  "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
+  "--extend[Let the run in this folder have more updates, or halve further.]"
+  "--from-previous[Go on from the checkpoint before a damaged one.]"
+  "--dry-run[Print stages, updates, memory and time, without training.]"
+  "--log[Trackers beside OUT\/metrics.jsonl\: any of tensorboard, wandb, trackio.]:log:"
+  "--data[digits, two-moons, fashion-mnist\:FOLDER, cifar10\:FOLDER]:data:_files"
+  "--size[Side of the images in pixels.]:size:"
+  "--channels[1 for gray, 3 for colour.]:channels:"
+  "--flip[Mirror half of the images, at random.]"
+  "--skip-bad[Leave out images that cannot be decoded, and list them in OUT\/skipped.txt.]"
+  "--teacher[Folders of classifiers, or of their runs\; several teach the mean of their probabilities.]:teacher:_files"
+  "--teacher-net[package.module\:function, if a teacher\'s network is one of your own.]:teacher_net:"
+  "--net[The student\: features, cnn, shallow, deeper, toy-student, ..., or package.module\:function.]:net:"
+  "--net-config[The student\'s own options, as NAME VALUE pairs.]:net_config:"
+  "--recipes[Recipes of distill knowledge, with options after commas\: hinton logits hinton,soft_weight\=0.5,hard_weight\=0.5]:recipes:"
+  "--temperatures[Temperatures of every recipe that has one\: 2 4 8\; by default the recipe\'s own.]:temperatures:"
+  "--seeds[Students of each recipe]:seeds:"
+  "--updates[Optimiser updates of each student.]:updates:"
+  "--margin[The smallest gain of accuracy that matters, such as 0.01]:margin:"
+  {--logits,--no-logits}"[Keep the teacher\'s logits in OUT\/teacher-logits, computed once, where recipe and images allow it.]"
+  "--unlabelled[With --labels-per-class\: keep the other images, without their labels.]"
+  "--augment[Random views of the images\: any of mixup, flip, crop, zoom, report, in this order.]:augment:"
+  "--views[Number of views of an image, itself included\; 0 is a new one every time.]:views:"
+  "--labels-per-class[Number of labelled images of each class to train with\; 0 is all.]:labels_per_class:"
+  "--validate[Test images, as for --data\; or a share of the data, such as 0.15]:validate:_files"
+  "--batch-size[Samples per update, over all processes.]:batch_size:"
+  "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"
+  "--learning-rate[Learning rate\; another one may be given when a run goes on.]:learning_rate:"
+  "--learning-rate-schedule[The rate falls to 0 within each stage, or stays.]:learning_rate_schedule:(linear constant)"
+  "--warmup[Updates over which the rate rises from 0.]:warmup:"
+  "--optimiser[adamw-8bit\: moments in 8 bits, by torchao]:optimiser:(adamw adamw-8bit muon)"
+  "--betas[AdamW\'s decay rates.]:betas:"
+  "--weight-decay[Decoupled weight decay.]:weight_decay:"
+  "--max-grad-norm[Largest norm of the gradient\; 0 is off.]:max_grad_norm:"
+  "--ema[Decay of the averaged weights that a stage ends with\; 0 is off, and costs no memory.]:ema:"
+  "--precision[The network\'s own arithmetic (autocast)\; everything else is float32.]:precision:(fp32 bf16 fp16)"
+  "--compile[torch.compile the network.]"
+  "--save-every[Updates between checkpoints.]:save_every:"
+  "--log-every[Updates between lines of metrics.jsonl, and between looks for nan.]:log_every:"
+  "--seed[All randomness is a function of it.]:seed:"
+  "--config[options from a TOML file]:config:_files"
+  "--help[print all options]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_halfstep_compare_knowledge_defaults_added=0
 
 _shtab_halfstep_completion_options=(
   "--config[options from a TOML file]:config:_files"
@@ -1098,7 +1154,7 @@ _shtab_halfstep() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_halfstep-$line[1]:"
       case $line[1] in
-        compare) _arguments -C -s $_shtab_halfstep_compare_options ;;
+        compare) _shtab_halfstep_compare ;;
         completion) _arguments -C -s $_shtab_halfstep_completion_options ;;
         compress) _arguments -C -s $_shtab_halfstep_compress_options ;;
         demo) _arguments -C -s $_shtab_halfstep_demo_options ;;
@@ -1113,6 +1169,29 @@ _shtab_halfstep() {
         runs) _arguments -C -s $_shtab_halfstep_runs_options ;;
         sample) _arguments -C -s $_shtab_halfstep_sample_options ;;
         train) _shtab_halfstep_train ;;
+      esac
+  esac
+}
+
+_shtab_halfstep_compare() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->compare'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_halfstep_compare_defaults_added )); then
+    if (( ${_shtab_halfstep_compare_options[(I)${(q)one_or_more}*]} +          ${_shtab_halfstep_compare_options[(I)${(q)remainder}*]} +          ${_shtab_halfstep_compare_options[(I)${(q)default}]} == 0 )); then
+      _shtab_halfstep_compare_options+=(': :_shtab_halfstep_compare_commands' '*::: :->compare')
+    fi
+    _shtab_halfstep_compare_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_halfstep_compare_options
+
+  case $state in
+    compare)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_halfstep_compare-$line[1]:"
+      case $line[1] in
+        knowledge) _arguments -C -s $_shtab_halfstep_compare_knowledge_options ;;
       esac
   esac
 }

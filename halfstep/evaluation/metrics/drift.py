@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.metrics.crossed_mean import student_quantile
 from halfstep.pixels import as_floats
 
 GREY = 1 / 255
@@ -56,8 +57,8 @@ def drift(
     drifts = []
     for name, values in teacher.items():
         value, error = _change(values, student[name])
-        shown = error * _quantile((1 - level) / 2, len(values))
-        sure = abs(value) - error * _quantile(tail, len(values))
+        shown = error * student_quantile((1 - level) / 2, len(values))
+        sure = abs(value) - error * student_quantile(tail, len(values))
         alarm = f"{name} {_signed(value)}, outside ±{100 * limit:g} %" if sure > limit else None
         drifts.append(Drift(name, Interval(value, value - shown, value + shown), limit, alarm))
     return tuple(drifts)
@@ -102,13 +103,6 @@ def _change(teacher: Tensor, student: Tensor) -> tuple[float, float]:
     slope = 1 + change if teacher.mean() > GREY else torch.ones_like(change)
     parts = (student - slope * teacher) / base
     return float(change), float(parts.std() / len(parts) ** 0.5)
-
-
-def _quantile(tail: float, n: int) -> float:
-    """The upper quantile of Student's t with n - 1 degrees of freedom, `tail` above it."""
-    from scipy.special import stdtrit
-
-    return -float(stdtrit(n - 1, tail))
 
 
 def _signed(value: float) -> str:

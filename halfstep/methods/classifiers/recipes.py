@@ -169,10 +169,7 @@ RECIPES: dict[str, Callable[..., Terms]] = {
 
 def recipe(name: str, config: Mapping[str, object]) -> Terms:
     """The terms of the recipe of this name with these options; `ConfigError` lists the choices."""
-    function = import_function(name, "recipe") if ":" in name else RECIPES.get(name)
-    if function is None:
-        raise unknown("recipe", name, RECIPES)
-    parameters = signature(function).parameters
+    function, parameters = _function(name), recipe_options(name)
     takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
     for option in config:
         if option not in parameters and not takes_any:
@@ -185,6 +182,19 @@ def recipe(name: str, config: Mapping[str, object]) -> Terms:
     if not isinstance(terms, tuple | list) or not all(isinstance(term, Term) for term in terms):
         raise ConfigError(f"the recipe '{name}' returned {terms!r}: return terms, in a tuple")
     return tuple(terms)
+
+
+def recipe_options(name: str) -> Mapping[str, Parameter]:
+    """The options of the recipe of this name; `ConfigError` lists the choices."""
+    return signature(_function(name)).parameters
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """The function that returns the terms of a recipe."""
+    function = import_function(name, "recipe") if ":" in name else RECIPES.get(name)
+    if function is None:
+        raise unknown("recipe", name, RECIPES)
+    return function
 
 
 def _value(option: str, value: Any, parameter: Parameter | None) -> Any:
