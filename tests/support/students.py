@@ -10,9 +10,8 @@ from halfstep.diffusion.samplers import sample
 from halfstep.diffusion.schedules import (
     Cosine,
 )
-from halfstep.methods import (
-    two_step_target,
-)
+from halfstep.methods import two_step_target
+from halfstep.methods.diffusion.two_step_target import steps_target
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw
@@ -33,7 +32,7 @@ class Constants(nn.Module):
 class ExactStudent:
     """The student that equals its teacher's two-step target on a grid.
 
-    offsets  grid steps from the student's time to the middle and to the end of its step; where the middle is
+    offsets  grid steps from the student's time to the ends of its teacher's; where the first of these is
              the end of the grid, it is the teacher
     """
 
@@ -46,7 +45,7 @@ class ExactStudent:
         if k + self.offsets[0] == len(self.times) - 1:
             return self.teacher(x, t, cond)
         places = (torch.full_like(t, self.times[k + j]) for j in self.offsets)
-        return two_step_target(self.teacher, x, t, *places, cond, clip=self.clip)
+        return steps_target(self.teacher, x, (t, *places), cond, clip=self.clip)
 
 
 class ExactRows(ExactStudent):

@@ -1,5 +1,7 @@
 """Exact students sample what their teacher samples, with and without clipping."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from halfstep.batch import Batch
 from halfstep.diffusion.analytic import gaussian_teacher
 from halfstep.diffusion.denoiser import Denoiser
-from halfstep.diffusion.prediction import Eps, Prediction, V, X0
+from halfstep.diffusion.prediction import Clip, Eps, Prediction, V, X0
 from halfstep.diffusion.samplers import sample
 from halfstep.diffusion.schedules import (
     Cosine,
@@ -25,7 +27,7 @@ from halfstep.methods import (
 )
 from halfstep.methods.diffusion.few_steps import forgiven
 from halfstep.rng import Draw
-from tests.support.denoisers import named, READS, SCHEDULES, seeded, wobbly_teacher
+from tests.support.denoisers import Counted, named, READS, SCHEDULES, seeded, wobbly_teacher
 from tests.support.students import (
     ExactRows,
     ExactStudent,
@@ -50,6 +52,51 @@ def test_exact_students_of_any_teacher_sample_what_it_samples(schedule, reads):
     while len(times) > 2:
         student, times = ExactStudent(student, times), times[::2]
         torch.testing.assert_close(sample(student, noise, times), expected, rtol=1e-11, atol=1e-11)
+
+
+@every_schedule
+@every_reading
+def test_exact_students_that_merge_more_steps_sample_what_it_samples(schedule, reads):
+    """16 steps to 4 at once, then to 1; in each case the identity of as many steps."""
+    teacher, top = wobbly_teacher(schedule, reads), 0.9 if isinstance(reads, Eps) else 1.0
+    times, noise = tuple(top * t for t in uniform(16)), torch.randn(3, 2, 5, generator=seeded())
+    expected, student = sample(teacher, noise, times), teacher
+    for _ in range(2):
+        student, times = ExactStudent(student, times, offsets=(1, 2, 3, 4)), times[::4]
+        torch.testing.assert_close(sample(student, noise, times), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["x0-and-eps", "x0"])
+def test_merged_clipped_steps_land_where_the_clipping_sampler_does(kind):
+    teacher, times, clip = wobbly_teacher(Cosine(), X0()), uniform(8), Clip(0.3, kind)
+    x = torch.randn(3, 2, 5, generator=seeded())
+    student = ExactStudent(teacher, times, offsets=(1, 2, 3, 4), clip=clip)
+    expected = sample(teacher, x, times, clip=clip)
+    torch.testing.assert_close(sample(student, x, times[::4]), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("first", [8, 4, 2, 1])
+def test_the_first_student_may_merge_more_steps(first):
+    """Its loss is that of an exact student, and the plan has its cost."""
+    teacher = wobbly_teacher(Cosine(), V())
+    method = Progressive(start=16, first=first, updates=(3,))
+    stage, *others = method.stages(DenoiserOnly(teacher))
+    merged = 16 // first
+    assert stage.name == f"{first:04d}-steps" and stage.times == uniform(first)
+    assert method.plan(DenoiserOnly(teacher))[0].forwards == stage.objective.forwards == 3 + merged
+    batch, draw = Batch(torch.randn(5, 2, 3, generator=seeded())), Draw.all(seeded(1), 5)
+    exact = ExactRows(teacher, uniform(16), offsets=tuple(range(1, merged + 1)))
+    assert stage.objective(exact, batch, draw).max() < 1e-20
+    counted = Counted(teacher)
+    replace(stage.objective, teacher=counted)(stage.student, batch, Draw.all(seeded(1), 5))
+    assert counted.calls == merged
+    assert [other.objective.forwards for other in others] == [5] * len(others)
+
+
+def test_a_first_student_that_halving_does_not_reach_is_refused():
+    for first in (3, 16, 32):
+        with pytest.raises(ConfigError, match="8 or 4 or 2"):
+            Progressive(start=16, stop=2, first=first)
 
 
 @every_schedule

@@ -246,6 +246,25 @@ def _solved(objective, teacher):
     return solve
 
 
+def test_the_students_jump_is_clipped_as_its_sampler_clips():
+    """By hand: the jump's image is the bound, and its eps is that of the clipped image."""
+    teacher, bound = gaussian_teacher(Cosine()), 0.3
+    places = tuple(torch.tensor([t]) for t in (0.6875, 0.625, 0.5))
+
+    def student(x, t, cond=None):
+        return Prediction.from_x0(torch.full_like(x, says), x, level_of(Cosine(), t, x))
+
+    says, x_t = bound, torch.full((1, 1), 0.4)
+    clipped = loss_of(teacher, 2, clip=Clip(bound)).with_student(student)
+    expected = clipped.target(x_t, places, None)
+    says = 9.0
+    actual = clipped.target(x_t, places, None)
+    assert actual.x0.item() == pytest.approx(expected.x0.item(), abs=1e-12)
+    assert actual.eps.item() == pytest.approx(expected.eps.item(), abs=1e-12)
+    leaving = loss_of(teacher, 2, clip=Clip(bound, "x0")).with_student(student)
+    assert leaving.target(x_t, places, None).x0.abs().item() > 1  # such students are not clipped
+
+
 # -- options -------------------------------------------------------------------------------------------
 
 
