@@ -37,12 +37,14 @@ class ComparedMethod:
     command  of its runs, such as "distill progressive"
     options  of the method, as its runs have them; None values left out
     planned  forwards of each run by its plan; None for runs that exist
+    learns   sampler and steps of the teacher whose trajectories it learns; None if unknown
     """
 
     name: str
     command: str
     options: JsonObject
     planned: int | None = None
+    learns: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

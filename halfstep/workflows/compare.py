@@ -67,7 +67,9 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         raise ConfigError(
             "students are compared with data, and --data none has none: name data that the teacher learnt"
         )
-    entries = read_entries(options.methods, start=options.start, counts=options.counts)
+    entries = read_entries(
+        options.methods, start=options.start, counts=options.counts, target=options.target
+    )
     if not entries:
         raise ConfigError(
             "halfstep compare needs --methods: write for example progressive cached-walks"

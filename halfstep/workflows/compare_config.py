@@ -14,8 +14,8 @@ from halfstep.training.config import TrainingOptions
 from halfstep.workflows.locate import DiffusersOptions, Official
 from halfstep.workflows.options import DataOptions, FolderOptions, MemoryOptions
 
-RUNS, SAMPLES = "runs", "samples"
-"""Folders of the runs, and of their samples, in that of the comparison."""
+RUNS, SAMPLES, PAGE = "runs", "samples", "compare.html"
+"""Folders of the runs, and of their samples, and the page, in the folder of the comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)

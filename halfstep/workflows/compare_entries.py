@@ -45,19 +45,24 @@ class _FileOptions(Generic[M]):
     training: TrainingOptions
 
 
-def read_entries(words: Sequence[str], *, start: int, counts: Sequence[int]) -> list[Entry]:
+def read_entries(
+    words: Sequence[str], *, start: int, counts: Sequence[int], target: tuple[str, int]
+) -> list[Entry]:
     """The methods that these words name, with the options in their files.
 
     Args:
         words: verbs of `halfstep distill`, presets, or TOML files that say `method = "VERB"`.
         start: steps of the teacher, unless the file has others.
         counts: steps of the students.
+        target: sampler and steps of the trajectories that a method with a solver learns, unless its file
+            has others.
 
     Raises:
         ConfigError: an unknown word, a name given twice, or a method that makes no students of few steps.
     """
-    defaults = {"start": start, "first": max(counts), "stop": min(counts)}
-    entries = [_entry(word, defaults) for word in words]
+    solver, steps = target
+    defaults = {"start": start, "first": max(counts), "stop": min(counts), "solver": solver}
+    entries = [_entry(word, defaults, steps) for word in words]
     for k, entry in enumerate(entries):
         if entry.name in [other.name for other in entries[:k]]:
             raise ConfigError(
@@ -67,9 +72,10 @@ def read_entries(words: Sequence[str], *, start: int, counts: Sequence[int]) -> 
     return entries
 
 
-def _entry(word: str, defaults: OptionValues) -> Entry:
+def _entry(word: str, defaults: OptionValues, steps: int) -> Entry:
+    """The method of a word; one with a solver of its own starts with the steps of the target."""
     if word in METHODS:
-        return _built(word, word, {}, Path(word), defaults)
+        return _built(word, word, {}, Path(word), defaults, steps)
     if word.endswith(".toml"):
         path = Path(word)
         table = read_toml(path)
@@ -79,11 +85,11 @@ def _entry(word: str, defaults: OptionValues) -> Entry:
                 f"'{word}' does not say which method its options are of: add a line "
                 f'method = "progressive", or another of {", ".join(METHODS)}'
             )
-        return _built(path.stem, verb, table, path, defaults)
+        return _built(path.stem, verb, table, path, defaults, steps)
     if (verb := _verb_of(word)) is None:
         raise unknown("method", word, [*METHODS, *_presets(), "FILE.toml"])
     path = preset(word)
-    return _built(word, verb, read_toml(path), path, defaults)
+    return _built(word, verb, read_toml(path), path, defaults, steps)
 
 
 def _presets() -> dict[str, str]:
@@ -95,7 +101,9 @@ def _verb_of(name: str) -> str | None:
     return _presets().get(name)
 
 
-def _built(name: str, verb: str, table: JsonObject, path: Path, defaults: OptionValues) -> Entry:
+def _built(
+    name: str, verb: str, table: JsonObject, path: Path, defaults: OptionValues, steps: int
+) -> Entry:
     """The method of these options; the start and the steps of its students are those of all by default."""
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -113,6 +121,7 @@ def _built(name: str, verb: str, table: JsonObject, path: Path, defaults: Option
     # An option without a number of its own is left: halving in steps of two is no `first`.
     open_options = [key for key in defaults if key in own and own[key].default is not None]
     values = {key: defaults[key] for key in open_options}
+    values |= {"start": steps} if "solver" in own else {}
     values |= {key: value for key, value in given.items() if key in own}
     method: Method = build(kind, values).build()
     return Entry(name, verb, method, tuple(key for key in given if key not in own))

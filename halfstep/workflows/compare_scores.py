@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.data import Data, Latents
 from halfstep.errors import ConfigError
@@ -31,7 +32,7 @@ from halfstep.training.checks.data import read_by
 from halfstep.training.distributed import Processes
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
-from halfstep.workflows.compare_config import SAMPLES
+from halfstep.workflows.compare_config import PAGE, SAMPLES
 from halfstep.workflows.compare_entries import Entry
 from halfstep.workflows.compare_runs import Part, PreparedComparison
 from halfstep.workflows.report import machine, provenance, training_cost
@@ -55,6 +56,8 @@ def evaluated(prepared: PreparedComparison, progress: Progress) -> MethodCompari
 def _measured(
     prepared: PreparedComparison, processes: Processes, progress: Progress
 ) -> MethodComparison:
+    from halfstep.report.methods_page import write_methods_page  # which imports jinja2
+
     config, teacher = prepared.config, prepared.teacher.to(processes.device)
     scorer = _scorer(prepared, teacher, progress)
     full = "ddim", config.evaluation.full
@@ -64,6 +67,7 @@ def _measured(
     ).measure(_trained(prepared), config.compare.counts, progress=progress)  # fmt: skip
     comparison = summarised(_composed(prepared, scorer, found, str(processes.device)))
     save_comparison(comparison, config.folder.out)
+    write_methods_page(comparison, config.folder.out / PAGE)
     return comparison
 
 
@@ -143,7 +147,16 @@ def _method(prepared: PreparedComparison, part: Part) -> ComparedMethod:
         name: plain(value) for name, value in flat(entry.method).items() if value not in (None, ())
     }
     command = f"distill {entry.verb}"
-    return ComparedMethod(name=entry.name, command=command, options=options, planned=part.forwards)
+    return ComparedMethod(
+        name=entry.name, command=command, options=options, planned=part.forwards,
+        learns=learnt(options),
+    )  # fmt: skip
+
+
+def learnt(options: JsonObject) -> tuple[str, int] | None:
+    """Sampler and steps of the teacher that a method with these options learns; None without steps."""
+    start = options.get("start")
+    return (str(options.get("solver", "ddim")), start) if isinstance(start, int) else None
 
 
 def _run(prepared: PreparedComparison, part: Part) -> ComparedRun:

@@ -16,7 +16,7 @@ from halfstep.training import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.stages import DryRunFinished
 from halfstep.workflows.compare import prepare_comparison
-from halfstep.workflows.compare_config import CompareConfig
+from halfstep.workflows.compare_config import CompareConfig, PAGE
 from halfstep.workflows.compare_runs import Part, PreparedComparison
 from halfstep.workflows.compare_scores import evaluated
 from halfstep.workflows.dry_run import seconds_per_update
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         comparison = evaluated(prepared, progress)
     print_comparison(console, comparison)
     say(console, "numbers", config.folder.out / "compare.json")
+    say(console, "page", config.folder.out / PAGE)
     return 0
 
 

@@ -10,7 +10,9 @@ from halfstep.report.words.numbers import figure, interval
 
 def print_comparison(console: Console, comparison: MethodComparison) -> None:
     """Print the references, a row for each method and number of steps, and the verdicts."""
-    table = Columns("", "calls", "/ teacher", "/ target", "seeds ±", "rmse", "to target")
+    table = Columns(
+        "", "calls", "/ teacher", "/ target", "seeds ±", "rmse, teacher", "rmse, target"
+    )
     for name, walk in (("teacher", comparison.teacher), ("target", comparison.target)):
         table.add_row(*_reference(name, walk), style="dim")
     for count in comparison.counts:
@@ -23,7 +25,11 @@ def print_comparison(console: Console, comparison: MethodComparison) -> None:
     print_wide(console, table)
     for sentence in comparison.sentences:
         say_words(console, "verdict", sentence)
-    say(console, "read", "Fréchet distance over the teacher's and the target's; rmse to each")
+    say(
+        console,
+        "read",
+        "Fréchet distance over the teacher's and the target's; rmse to the pictures of each",
+    )
 
 
 def _reference(name: str, walk: ReferenceWalk) -> list[str]:

@@ -2,8 +2,13 @@
 
 from dataclasses import replace
 
-from halfstep.evaluation.method_data import CountVerdict, MethodComparison
-from halfstep.report.words.numbers import figure, listed
+from halfstep.evaluation.method_data import CountVerdict, MethodComparison, ReferenceWalk
+from halfstep.evaluation.setups import plural
+from halfstep.report.words.numbers import figure, interval, listed
+from halfstep.report.words.verdict import SAMPLERS
+
+FAITHFUL = 0.01
+"""A target within this share of the teacher's distance is as good as the teacher."""
 
 
 def summarised(comparison: MethodComparison) -> MethodComparison:
@@ -17,7 +22,7 @@ def summarised(comparison: MethodComparison) -> MethodComparison:
 
 
 def headline(comparison: MethodComparison) -> str:
-    """Such as "progressive for 8, 4 and 2 calls; cannot tell at 1".
+    """Such as "progressive is best at 8, 4 and 2 steps; cannot tell at 1 step".
 
     Args:
         comparison: with its verdicts.
@@ -31,10 +36,10 @@ def headline(comparison: MethodComparison) -> str:
     for verdict in verdicts:
         if verdict.answer in ("better", "one seed"):
             chosen.setdefault(verdict.best, []).append(verdict.steps)
-    clauses = [f"{method} for {_steps(counts)}" for method, counts in chosen.items()]
+    clauses = [f"{method} is best at {_steps(counts)}" for method, counts in chosen.items()]
     unsure = [verdict.steps for verdict in verdicts if verdict.answer == "cannot tell"]
     if unsure:
-        clauses.append(f"{'c' if clauses else 'C'}annot tell at {listed([str(n) for n in unsure])}")
+        clauses.append(f"{'c' if clauses else 'C'}annot tell at {_steps(unsure)}")
     text = "; ".join(clauses)
     single = any(verdict.answer == "one seed" for verdict in verdicts)
     return f"{text}, by one seed" if single else text
@@ -67,6 +72,54 @@ def sentence(verdict: CountVerdict) -> str:
         f"{at} it cannot be told whether {best} is better than {listed(verdict.alike)}: its Fréchet distance "
         f"is {lower} ({ends}), and {why}.{_faithful(verdict)}"
     )
+
+
+def cautions(comparison: MethodComparison) -> list[str]:
+    """What to know before the numbers are read: a target that is far from the teacher, or one seed.
+
+    Args:
+        comparison: as measured.
+    """
+    found, ratio = list[str](), comparison.target.ratio
+    if ratio is not None and abs(ratio.value - 1) > FAITHFUL:
+        side = "flatters" if ratio.value < 1 else "burdens"
+        found.append(
+            f"The target itself scores {figure(ratio.value, 3)} of the teacher, and its error {side} every "
+            "student that lands on it: compare the ratios to the target, and the errors."
+        )
+    if comparison.verdicts and all(mean.seeds == 1 for mean in comparison.means):
+        found.append(
+            "One seed of each method: another seed may differ by more than the methods do."
+        )
+    return found
+
+
+def walk(reference: ReferenceWalk) -> str:
+    """Such as "DDIM in 32 steps".
+
+    Args:
+        reference: a way of sampling the teacher.
+    """
+    return sampling(reference.sampler, reference.steps)
+
+
+def sampling(sampler: str, steps: int) -> str:
+    """Such as "DDIM in 32 steps".
+
+    Args:
+        sampler: its name.
+        steps: that it takes.
+    """
+    return f"{SAMPLERS.get(sampler, sampler)} in {plural(steps)}"
+
+
+def target_score(target: ReferenceWalk) -> str:
+    """The target's ratio to the teacher, such as "0.998 (0.990 to 1.006)".
+
+    Args:
+        target: the target.
+    """
+    return "1, as it is the teacher" if target.ratio is None else interval(target.ratio, 3)
 
 
 def _faithful(verdict: CountVerdict) -> str:
