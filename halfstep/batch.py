@@ -13,8 +13,10 @@ from halfstep.errors import ConfigError
 T = TypeVar("T", bound="Cond | Batch")
 Values = dict[str, Any]
 """Values of a dataclass's fields, by name."""
-BUILT_IN = ("label", "encoder_hidden_states", "guidance_scale", "heads")
+BUILT_IN = ("label", "encoder_hidden_states", "guidance_scale", "heads", "t_end")
 """The fields that halfstep itself gives; a user's subclass may have others."""
+KEPT = ("guidance_scale", "heads", "t_end")
+"""Those that say how a network is asked and not what for: guidance keeps them."""
 
 
 def batches(rows: range, size: int) -> list[range]:
@@ -48,6 +50,8 @@ class Cond:
             time_ids, encoder_attention_mask, ...
         heads: float [B, N], the weights of a network's N heads in its output; or [B, M, N] for M outputs
             [M B, ...], the first of all samples first.
+        t_end: float64 [B] in [0, 1], the time where a step ends, for a network that is told it (a flow map).
+            `Denoiser` turns it into the network's time, as it does t.
 
     Raises:
         ConfigError: tensors with different numbers of rows, or a name in `added` that is a field.
@@ -58,8 +62,9 @@ class Cond:
     guidance_scale: Tensor | None = None
     added: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Tensor | None = None
+    t_end: Tensor | None = None
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         """The conditions of these samples."""
         _refuse_other_rows(self)
         return _each(self, lambda value: value[rows])
@@ -131,7 +136,7 @@ def null_values(null: Null) -> Values:
     """The values of a null condition, by the names of `Cond`."""
     if isinstance(null, Cond):
         values = _values(null)
-        return {name: value for name, value in values.items() if name != "guidance_scale"}
+        return {k: value for k, value in values.items() if k not in KEPT}
     return {"encoder_hidden_states" if isinstance(null, Tensor) else "label": null}
 
 

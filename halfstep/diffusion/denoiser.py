@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from halfstep.batch import Cond
 from halfstep.config.validate import Validated
 from halfstep.diffusion.prediction import Parameterisation, Prediction
-from halfstep.diffusion.schedules import Level, Schedule
+from halfstep.diffusion.schedules import arriving, Level, Schedule
 from halfstep.errors import ConfigError
 
 
@@ -77,9 +77,16 @@ class NetTime(Validated):
             )
 
     def __call__(self, t: Tensor, schedule: Schedule) -> Tensor:
+        return self._input(t, schedule.at)
+
+    def arriving(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The same of the end of a step: at t = 0 sigma is 0, and the log-SNR 20, on every schedule."""
+        return self._input(t, lambda t: arriving(schedule, t))
+
+    def _input(self, t: Tensor, level_at: Callable[[Tensor], Level]) -> Tensor:
         value = t
         if self.of != "t":
-            level = schedule.at(t)
+            level = level_at(t)
             value = level.sigma if self.of == "sigma" else level.logsnr.clamp(-20, 20)
         return self.scale * value + self.offset
 
@@ -180,7 +187,15 @@ class Denoiser(nn.Module):
         # Of a LoRA its base's; of weights that are stored in half precision, the dtype before.
         dtype = getattr(self.net, "input_dtype", weight.dtype)
         # Times keep float32 at least: in bfloat16, 1000 is 4 off.
-        time = self.time(t, self.schedule).to(torch.promote_types(dtype, torch.float32))
+        wide = torch.promote_types(dtype, torch.float32)
+        time = self.time(t, self.schedule).to(wide)
+        if cond is not None and cond.t_end is not None:
+            if cond.t_end.shape != t.shape:
+                raise ConfigError(
+                    f"t_end must have one time per sample: expected shape [{len(t)}], got "
+                    f"{list(cond.t_end.shape)}"
+                )
+            cond = replace(cond, t_end=self.time.arriving(cond.t_end, self.schedule).to(wide))
         with precision:
             out: Tensor = self.net(x_t.to(dtype), time, cond)
         return out

@@ -84,8 +84,11 @@ class Objective:
     """Whether it learns from a teacher's kept walks, and reads the shape of a batch alone."""
 
     @property
-    def forwards(self) -> int:
-        """The cost of one sample's update in forwards: a forward is 1, a forward and backward 3."""
+    def forwards(self) -> float:
+        """The cost of one sample's update in forwards: a forward is 1, a forward and backward 3.
+
+        On average, where samples cost differently.
+        """
         return 3
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
@@ -117,7 +120,7 @@ class Objective:
             updates: of the stage.
             batch: samples of an update.
         """
-        return updates * batch * self.forwards
+        return round(updates * batch * self.forwards)
 
     def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond | None:
         """The condition with what the objective draws for it, such as a guidance scale.
@@ -205,7 +208,7 @@ class StagePlan:
     """The name of the grid of these times, which also gives the times of other numbers of steps."""
     clips: bool = True
     """Whether the student's sampler clips as its teacher's does; False clips nothing."""
-    forwards: int = 3
+    forwards: float = 3
     """`Objective.forwards` of the stage, by which times left are estimated and budgets shared out."""
     grids: tuple[Times, ...] = ()
     """The grids of a student that serves several numbers of steps, the most first; `teacher_times` is then
@@ -262,7 +265,7 @@ def teacher_calls(teacher: Teacher) -> int:
     return 2 if teacher.guided else 1
 
 
-def cost_after(plan: Sequence[StagePlan], name: str) -> int:
+def cost_after(plan: Sequence[StagePlan], name: str) -> float:
     """The cost of the stages after the stage of this name, in forwards of a sample.
 
     Args:

@@ -89,6 +89,7 @@ LATER = {
     "attention": ("auto",),
     "guidance_embed_dim": (0,),
     "output_heads": (0,),
+    "t_end_embed_dim": (0,),
 }
 """Arguments added after the first runs, with the defaults that are left out of a recipe, so that such a run
 can be resumed."""
@@ -141,7 +142,7 @@ def wrap_diffusers(model: Any, inputs: JsonObject | None = None) -> DiffusersNet
     refuse_other_conditions(name, config)
     if not how.packed and config.get("out_channels") == 2 * config.get("in_channels", 0):
         config["learned_sigma"] = True
-    names = "num_classes", "guidance_embed_dim", "learned_sigma"
+    names = "num_classes", "guidance_embed_dim", "t_end_embed_dim", "learned_sigma"
     net = DiffusersNet(model, how, **{k: config[k] for k in names if k in config})
     net.outputs = 0
     net.recipe = name, plain_config(name, config)  # type: ignore[assignment]

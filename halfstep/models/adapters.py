@@ -15,6 +15,7 @@ from torch import nn, Tensor
 from halfstep.batch import Cond
 from halfstep.errors import ConfigError
 from halfstep.models.diffusers_config import refuse_other_outputs
+from halfstep.models.end_time_embedding import NO_END
 from halfstep.models.guidance_embedding import check_scales, NO_SCALE
 from halfstep.models.head_bank import NO_HEADS
 
@@ -61,6 +62,13 @@ class Adapter(nn.Module):
             raise ConfigError(NO_HEADS)
         return heads
 
+    def end_time(self, cond: Cond | None) -> Tensor | None:
+        """The times where steps end, as the network reads times; `ConfigError` if they are missing."""
+        end = None if cond is None else cond.t_end
+        if end is None and "t_end" in self.reads:
+            raise ConfigError(NO_END)
+        return end
+
     def label(self, cond: Cond | None) -> Tensor | None:
         """The labels for the network; `ConfigError` if they are missing or not read."""
         self._refuse_unread(cond)
@@ -94,6 +102,7 @@ class UViTNet(Adapter):
             "encoder_hidden_states": model.context_embed,
             "guidance_scale": model.guidance_embed,
             "heads": model.output_heads or None,
+            "t_end": model.t_end_embed,
         }
         self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
@@ -101,5 +110,6 @@ class UViTNet(Adapter):
         label, states = self.label(cond), None if cond is None else cond.encoder_hidden_states
         if "encoder_hidden_states" in self.reads and states is None:
             raise ConfigError(NO_TEXT)
-        out: Tensor = self.model(x, t, label, states, self.scale(cond, x), self.heads(cond))
+        scale, heads = self.scale(cond, x), self.heads(cond)
+        out: Tensor = self.model(x, t, label, states, scale, heads, self.end_time(cond))
         return out

@@ -42,7 +42,14 @@ NEEDS = {
     "identity": "a vector a sample",
     "learned": "whole numbers as times",
 }
-OURS = ("num_classes", "guidance_embed_dim", "outputs", "learned_sigma", "inputs")
+OURS = (
+    "num_classes",
+    "guidance_embed_dim",
+    "t_end_embed_dim",
+    "outputs",
+    "learned_sigma",
+    "inputs",
+)
 """Options that halfstep adds."""
 WRAP = (
     "write a function of your own that gives it what it needs, package.module:function "

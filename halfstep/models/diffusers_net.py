@@ -13,6 +13,7 @@ from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
 from halfstep.models.adapters import Adapter, NO_TEXT
 from halfstep.models.diffusers_config import LABELS, OURS, refuse_other_conditions
+from halfstep.models.end_time_embedding import EndTimeEmbedding
 from halfstep.models.guidance_embedding import (
     adding,
     check_features,
@@ -31,6 +32,7 @@ class DiffusersNet(Adapter):
     learned_sigma  the network puts out variances behind its prediction, which are cut off
     guidance_embed_dim  number of features of the guidance scale that halfstep adds; 0 for none
     output_heads   copies of its last layer, whose weights in the output are `Cond.heads`; 0: one, without
+    t_end_embed_dim  number of features of the time where a step ends, which halfstep adds; 0 for none
 
     A network with classes always gets a label: a DiT without classes gets 0.  diffusers' DiT drops a tenth of
     the labels in training; that is switched off, because the method drops labels.
@@ -44,6 +46,7 @@ class DiffusersNet(Adapter):
         *,
         guidance_embed_dim: int = 0,
         output_heads: int = 0,
+        t_end_embed_dim: int = 0,
         learned_sigma: bool = False,
     ):
         super().__init__(model, num_classes)
@@ -54,10 +57,18 @@ class DiffusersNet(Adapter):
         if guidance_embed_dim and not inputs.scale_features:
             width = _width(next(self.time_embeddings()))
             self.guidance = GuidanceEmbedding(guidance_embed_dim, width)
+        self.end: EndTimeEmbedding | None = None
+        if t_end_embed_dim:
+            width, factor = _width(next(self.time_embeddings())), inputs.time_factor
+            self.end = EndTimeEmbedding(t_end_embed_dim, width, factor=factor)
         self.output_heads = output_heads
         if output_heads:
             widen(model, inputs.last_layer, output_heads)
-        reads = {"guidance_scale": self.takes_scale or guidance_embed_dim, "heads": output_heads}
+        reads = {
+            "guidance_scale": self.takes_scale or guidance_embed_dim,
+            "heads": output_heads,
+            "t_end": t_end_embed_dim,
+        }
         self.reads = (
             "label",
             *inputs.conditions,
@@ -96,7 +107,11 @@ class DiffusersNet(Adapter):
         self._add_positions(arguments, x)
         arguments[inputs.sample] = pack(x, inputs.packed) if inputs.packed else x
         arguments[inputs.timestep] = t
-        added = adding(self._embedded_scale(arguments, scale, x), list(self.time_embeddings()))
+        embedded = self._embedded_scale(arguments, scale, x)
+        if self.end is not None:
+            end = self._embedded_end(cond)
+            embedded = end if embedded is None else embedded + end
+        added = adding(embedded, list(self.time_embeddings()))
         with added, weighing(self._bank(), self.heads(cond)):
             out: Tensor = self.model(**arguments)[0]
         if inputs.packed:
@@ -110,11 +125,12 @@ class DiffusersNet(Adapter):
         return bool(getattr(self.model, "gradient_checkpointing", False))
 
     def refuse_checkpointing(self) -> None:
-        """`ConfigError` where halfstep adds the guidance scale in blocks: a recomputation would lack it."""
-        if self.guidance is not None and any("*" in name for name in self.inputs.time_embedding):
+        """`ConfigError` where halfstep adds a scale or a time in blocks: a recomputation would lack it."""
+        added = [self.guidance and "the guidance scale", self.end and "the time where a step ends"]
+        if any(added) and any("*" in name for name in self.inputs.time_embedding):
             raise ConfigError(
-                f"diffusers' {type(self.model).__name__} has no input for the guidance scale that gradient "
-                "checkpointing would keep: leave checkpointing off, or use a U-ViT"
+                f"diffusers' {type(self.model).__name__} has no input for {next(filter(None, added))} that "
+                "gradient checkpointing would keep: leave checkpointing off, or use a U-ViT"
             )
 
     def _always_labelled(self) -> bool:
@@ -185,6 +201,14 @@ class DiffusersNet(Adapter):
         embedded: Tensor = self.guidance(scale)
         return embedded
 
+    def _embedded_end(self, cond: Cond | None) -> Tensor:
+        """What is added to the embedded time for the time where the step ends."""
+        if self._checkpoints():
+            self.refuse_checkpointing()
+        assert self.end is not None
+        embedded: Tensor = self.end(self.end_time(cond))
+        return embedded
+
 
 def pack(x: Tensor, side: int) -> Tensor:
     """Patches of x as tokens: [B, C, h, w] to [B, h w / side^2, C side^2], as diffusers packs latents."""
@@ -232,6 +256,7 @@ def diffusers_net(
     num_classes: int | None = None,
     guidance_embed_dim: int = 0,
     output_heads: int = 0,
+    t_end_embed_dim: int = 0,
     outputs: int = 0,
     learned_sigma: bool = False,
     inputs: JsonObject | None = None,
@@ -251,7 +276,8 @@ def diffusers_net(
             config["time_cond_proj_dim"] = guidance_embed_dim
     model = _built(name, class_name, cls, config, num_classes, outputs)
     net = DiffusersNet(
-        model, how, num_classes, guidance_embed_dim=guidance_embed_dim, output_heads=output_heads,
+        model, how, num_classes, guidance_embed_dim=guidance_embed_dim, t_end_embed_dim=t_end_embed_dim,
+        output_heads=output_heads,
         learned_sigma=learned_sigma,
     )  # fmt: skip
     if guidance_embed_dim and how.scale_features:

@@ -16,6 +16,7 @@ MAY_BE_ZERO = frozenset(
     {
         "guidance_embed_dim",
         "output_heads",
+        "t_end_embed_dim",
         "outputs",
         "freq_shift",
         "downsample_padding",

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from halfstep.batch import Cond
 from halfstep.models.adapters import Adapter
+from halfstep.models.end_time_embedding import EndTimeEmbedding
 from halfstep.models.guidance_embedding import GuidanceEmbedding
 from halfstep.models.head_bank import HeadBank, last_output
 from halfstep.models.time_embedding import sinusoid
@@ -29,11 +30,13 @@ class Residual(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Maps (x [B, dim], t [B], label int64 [B] or None, guidance scale [B] or None) to [B, out_dim].
+    """Maps (x [B, dim], t [B], label int64 [B], guidance scale [B], end time [B]) to [B, out_dim].
+
+    Label, scale and end time are None for a network that takes none.
 
     t is in the range of a table of 1000 levels, as for images.  guidance_embed_dim is the number of features
-    of the scale, 0 if it takes none.  output_heads is the number of its last layers, whose weights in the
-    output are `heads`; 0 is one layer without weights.
+    of the scale, 0 if it takes none; t_end_embed_dim that of the time where a step ends.  output_heads is the
+    number of its last layers, whose weights in the output are `heads`; 0 is one layer without weights.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class ResidualMLP(nn.Module):
         num_classes: int | None = None,
         guidance_embed_dim: int = 0,
         output_heads: int = 0,
+        t_end_embed_dim: int = 0,
     ):
         super().__init__()
         self.config = {
@@ -55,6 +59,7 @@ class ResidualMLP(nn.Module):
             "num_classes": num_classes,
             "guidance_embed_dim": guidance_embed_dim,
             "output_heads": output_heads,
+            "t_end_embed_dim": t_end_embed_dim,
         }
         self.width, self.output_heads = width, output_heads
         self.enter = nn.Linear(dim * (1 + 2 * len(WAVES)), width)
@@ -66,6 +71,7 @@ class ResidualMLP(nn.Module):
         if output_heads:
             self.leave = HeadBank(self.leave, output_heads)
         self.guidance = GuidanceEmbedding(guidance_embed_dim, width) if guidance_embed_dim else None
+        self.end = EndTimeEmbedding(t_end_embed_dim, width) if t_end_embed_dim else None
 
     def forward(
         self,
@@ -74,12 +80,15 @@ class ResidualMLP(nn.Module):
         label: Tensor | None = None,
         guidance_scale: Tensor | None = None,
         heads: Tensor | None = None,
+        t_end: Tensor | None = None,
     ) -> Tensor:
         condition = self.time(sinusoid(t, self.width).to(x.dtype))
         if self.label is not None:
             condition = condition + self.label(label)
         if self.guidance is not None:
             condition = condition + self.guidance(guidance_scale)
+        if self.end is not None:
+            condition = condition + self.end(t_end)
         condition, h = F.silu(condition), self.enter(_waves(x))
         for block in self.blocks:
             h = block(h, condition)
@@ -98,9 +107,14 @@ class MLPNet(Adapter):
 
     def __init__(self, model: nn.Module, num_classes: int | None = None):
         super().__init__(model, num_classes)
-        parts = {"guidance_scale": model.guidance, "heads": model.output_heads or None}
+        parts = {
+            "guidance_scale": model.guidance,
+            "heads": model.output_heads or None,
+            "t_end": model.end,
+        }
         self.reads = "label", *(name for name, part in parts.items() if part is not None)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        out: Tensor = self.model(x, t, self.label(cond), self.scale(cond, x), self.heads(cond))
+        label, scale, heads = self.label(cond), self.scale(cond, x), self.heads(cond)
+        out: Tensor = self.model(x, t, label, scale, heads, self.end_time(cond))
         return out

@@ -31,6 +31,7 @@ class NetworkInputs(Validated):
     time_embedding   the modules that embed the time; * stands for every block
     last_layer    the linear layer or convolution that puts out the prediction; "": it cannot become a bank of
                   heads
+    time_factor   what the network multiplies its times by before their sinusoids
     """
 
     sample: str = "hidden_states"
@@ -48,6 +49,7 @@ class NetworkInputs(Validated):
     scale_features: str = ""
     time_embedding: tuple[str, ...] = ()
     last_layer: str = ""
+    time_factor: float = 1.0
 
 
 _TEXT = {"encoder_hidden_states": "encoder_hidden_states"}
@@ -70,6 +72,7 @@ INPUTS: Mapping[str, NetworkInputs] = {
         widths={"encoder_hidden_states": "encoder_hid_dim cross_attention_dim"},
         scale_features="timestep_cond",
         last_layer="conv_out",
+        time_embedding=("time_embedding",),
     ),
     "DiTTransformer2DModel": NetworkInputs(
         label="class_labels",
@@ -97,6 +100,7 @@ INPUTS: Mapping[str, NetworkInputs] = {
         scale="guidance",
         time_embedding=("time_text_embed.timestep_embedder",),
         last_layer="proj_out",
+        time_factor=1000.0,
     ),
     "SanaTransformer2DModel": NetworkInputs(
         conditions=_MASKED,
@@ -112,6 +116,7 @@ INPUTS: Mapping[str, NetworkInputs] = {
         image_shapes="img_shapes",
         time_embedding=("time_text_embed.timestep_embedder",),
         last_layer="proj_out",
+        time_factor=1000.0,
     ),
 }
 """The inputs of diffusers' networks, by class."""

@@ -29,22 +29,26 @@ def with_guidance(net: nn.Module, *, width: int = 256, seed: int = 0) -> nn.Modu
     if isinstance(net, LoraNet):  # it is trained at one scale, and has no input for another
         net.holds_scale = True
         return net
+    return extended(net, "guidance_embed_dim", width, "takes its guidance scale as an input", seed)
+
+
+def extended(net: nn.Module, option: str, width: int, already: str, seed: int) -> nn.Module:
+    """A copy of a network with the layers that this option of its config adds, and its weights elsewhere.
+
+    already  what the network does that has the option, for an error
+    """
     name, config = recipe(net)
-    if config.get("guidance_embed_dim"):
-        raise ConfigError(
-            "this network takes its guidance scale as an input already: give the one it was made from"
-        )
+    if config.get(option):
+        raise ConfigError(f"this network {already} already: give the one it was made from")
     weight = next(iter(net.parameters()))
     with fork_rng(seed):
-        new = build_like(net, {**config, "guidance_embed_dim": width}).to(
-            weight.device, weight.dtype
-        )
+        new = build_like(net, {**config, option: width}).to(weight.device, weight.dtype)
     missing, unexpected = new.load_state_dict(net.state_dict(), strict=False)
     if unexpected or not missing:
         raise ConfigError(
-            f"the net '{name}' with guidance_embed_dim={width} does not extend itself: its weights "
-            f"{'lack ' + unexpected[0] if unexpected else 'are the same'}; let its argument "
-            "guidance_embed_dim add layers"
+            f"the net '{name}' with {option}={width} does not extend itself: its weights "
+            f"{'lack ' + unexpected[0] if unexpected else 'are the same'}; let its argument {option} add "
+            "layers"
         )
     freeze_alike(new, net)
     new.train(net.training)

@@ -22,6 +22,7 @@ from halfstep.pipeline.samplers import (
     check_student,
     HAVE_GRIDS,
     KEEP_EPS,
+    refuse_untold,
     student_grid,
     teacher_grid,
 )
@@ -150,6 +151,7 @@ class PipelineFields(Validated):
         sampler = sampler or self.sampler
         if self.times:
             check_student(sampler, self.sampler, self.direction)
+        refuse_untold(sampler, self.times)
         check_sampler(sampler, self.scheduler)
         return self._times(steps, sampler)
 

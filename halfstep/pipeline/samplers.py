@@ -12,10 +12,12 @@ from torch import Tensor
 from halfstep.batch import Cond
 from halfstep.capacity import refuse_too_large
 from halfstep.config.validate import Count, CountOrNone, Share, shown, validate
+from halfstep.diffusion.denoiser import Denoises
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.samplers import (
     ancestral,
     calls,
+    ddim,
     Fresh,
     PREFIX,
     PublishedScheduler,
@@ -26,6 +28,7 @@ from halfstep.diffusion.samplers import (
     Step,
     STEPS,
     stochastic,
+    TowardNext,
 )
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS
 from halfstep.diffusion.schedules import Schedule
@@ -33,10 +36,14 @@ from halfstep.diffusion.time_grids import Direction, grid, in_spans, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.rng import key, sample_noise
 
-NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic", SCHEDULER)
+FLOW_MAP = "flow-map"
+"""DDIM steps of a network that is told where each of them ends."""
+TOLD: dict[str, Callable[[Denoises, Times], Denoises]] = {FLOW_MAP: TowardNext}
+"""Samplers whose networks are told more at each DDIM step: the denoiser on a grid that tells them."""
+NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic", *TOLD, SCHEDULER)
 HAVE_GRIDS = (*SAMPLER_PRESETS, SCHEDULER)
 """Samplers with a grid of their own."""
-KEEP_EPS = ("ddim", "stochastic", f"{PREFIX}DDIMScheduler")
+KEEP_EPS = ("ddim", "stochastic", *TOLD, f"{PREFIX}DDIMScheduler")
 """Samplers that step with x0 and eps alone, where clipping x0 may leave eps as predicted."""
 
 
@@ -73,16 +80,32 @@ def check_student(sampler: str, trained_for: str, direction: Direction) -> None:
             "this student was distilled to go from data to noise: write encode(images), and sample with "
             "its teacher or with another student"
         )
+    if sampler in TOLD and trained_for != sampler:
+        refuse_untold(sampler, ())
     if sampler == "stochastic" and trained_for != sampler:
         raise ConfigError(
             "the stochastic sampler spans two steps of the grid with one call, and this student was "
             "distilled for one: its images would have too little variance.  Write sampler='ddim', or "
             "distil a student for it (halfstep distill stochastic)"
         )
+    if trained_for in TOLD and sampler != trained_for:
+        raise ConfigError(
+            f"this student was distilled for the sampler '{trained_for}', which tells its network where "
+            f"each step ends, and '{sampler}' does not: write sampler='{trained_for}'"
+        )
     if trained_for == "stochastic" and sampler != trained_for:
         raise ConfigError(
             "this student was distilled for the stochastic sampler, where one call spans two steps of the "
             f"grid, and '{sampler}' would make one step of it: write sampler='stochastic'"
+        )
+
+
+def refuse_untold(sampler: str, times: tuple[Times, ...]) -> None:
+    """`ConfigError` for the sampler of another kind of student than this network is."""
+    if sampler in TOLD and not times:
+        raise ConfigError(
+            f"the sampler '{sampler}' tells a network where each step ends, and this one is not told: write "
+            "sampler='ddim'"
         )
 
 
@@ -181,7 +204,15 @@ def sampler_fn(
         name = sampler.removeprefix(PREFIX)
         return partial(sample_with_scheduler, name=name, generators=generators)
     step = _step(sampler, _fresh(seed, ids, shape), times, schedule, variance)
-    return partial(sample, step=around(step))
+    draw = partial(sample, step=around(step))
+    return lambda model, noise, times, **options: draw(
+        told(model, sampler, times), noise, times, **options
+    )
+
+
+def told(model: Denoises, sampler: str, times: Times) -> Denoises:
+    """The model on this grid: of a sampler of `TOLD` one that is told more at each step."""
+    return TOLD[sampler](model, times) if sampler in TOLD else model
 
 
 def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance: float) -> Step:
@@ -191,7 +222,7 @@ def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance
         return stochastic(times, schedule, fresh)
     if sampler in SAMPLER_PRESETS:
         return SAMPLER_PRESETS[sampler].step(len(times) - 1, schedule, fresh)
-    return STEPS[sampler]
+    return ddim if sampler in TOLD else STEPS[sampler]
 
 
 def _fresh(seed: int, ids: range, shape: tuple[int, ...]) -> Fresh:

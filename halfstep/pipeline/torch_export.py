@@ -22,6 +22,7 @@ from halfstep.errors import ConfigError
 from halfstep.pipeline.any_batch import any_batch
 from halfstep.pipeline.conditioning import condition
 from halfstep.pipeline.pipeline import Pipeline
+from halfstep.pipeline.samplers import FLOW_MAP
 from halfstep.quiet import quietly
 from halfstep.rng import sample_noise
 from halfstep.storage import rounded
@@ -61,6 +62,10 @@ class SamplingStep(nn.Module):
         grid = torch.tensor(times, dtype=torch.float64)
         start, end = denoiser.schedule.at(grid[:-1]), arriving(denoiser.schedule, grid[1:])
         self.register_buffer("time", denoiser.time(grid[:-1], denoiser.schedule).float())
+        self.told_end = pipeline.sampler == FLOW_MAP
+        if self.told_end:
+            ends = denoiser.time.arriving(grid[1:], denoiser.schedule)
+            self.register_buffer("time_end", ends.float())
         for name, value in (("start", start), ("end", end)):
             self.register_buffer(f"alpha_{name}", value.alpha.float())
             self.register_buffer(f"sigma_{name}", value.sigma.float())
@@ -75,6 +80,8 @@ class SamplingStep(nn.Module):
             if value.is_floating_point() and name != "guidance_scale":
                 fields[name] = value.to(self.dtype)
         added = {name: fields.pop(name) for name in self.names if name not in NAMED}
+        if self.told_end:
+            fields["t_end"] = self.get_buffer("time_end")[step]
         cond = Cond(**fields, added=added) if fields or added else None
         start, end = self._level("start", step, x), self._level("end", step, x)
         out = self.net(x.to(self.dtype), self.get_buffer("time")[step], cond)
@@ -104,8 +111,9 @@ def conditions_of(pipeline: Pipeline) -> tuple[str, ...]:
 
 
 def refuse_unexportable(pipeline: Pipeline) -> None:
-    """`ConfigError` for students of other samplers than DDIM, and for int8."""
-    if pipeline.direction == "invert" or pipeline.reference_sampler != "ddim":
+    """`ConfigError` for students of other steps than DDIM's, and for int8."""
+    is_ddim = pipeline.reference_sampler in ("ddim", FLOW_MAP)
+    if pipeline.direction == "invert" or not is_ddim:
         raise ConfigError(
             f"this student has sampler '{pipeline.sampler}' and direction '{pipeline.direction}', and a "
             "program is a step of DDIM that denoises: export it as a pipeline, without --format"
@@ -144,7 +152,7 @@ def export_program(pipeline: Pipeline, steps: int | None = None) -> Program:
     `ConfigError` for a network whose own code cannot be traced.
     """
     refuse_unexportable(pipeline)
-    times = pipeline.grid(steps, "ddim")
+    times = pipeline.grid(steps, pipeline.reference_sampler)
     step = SamplingStep(pipeline.to("cpu"), times).eval().requires_grad_(False)
     scale = float(start(pipeline.denoiser.schedule, torch.ones(1), times[0]))
     inputs = ("x", "step", *step.names)

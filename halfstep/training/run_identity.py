@@ -34,7 +34,7 @@ class RecordedStage(TypedDict):
     name: str
     steps: int | None
     updates: int
-    forwards: NotRequired[int]
+    forwards: NotRequired[float]
 
 
 class RecordedPlan(TypedDict):

@@ -157,7 +157,7 @@ def test_a_recipe_of_our_own_nets_keeps_the_defaults_it_was_built_with(name):
     assert set(TINY[name]) < set(config_of_net)
     # What the first runs did not know is told where it is not what they were made with.
     assert {key for key in config if key not in config_of_net and key[0] != "_"} == (
-        {"guidance_embed_dim", "output_heads"}
+        {"guidance_embed_dim", "output_heads", "t_end_embed_dim"}
         | ({"clip_dim", "num_clip_token", "attention"} if name == "uvit" else set())
     )
     if name == "uvit":

@@ -135,7 +135,7 @@ MUTANTS = (
         ("if unexpected or not missing", "if unexpected"),
         ("fork_rng(seed)", "fork_rng(0)"),
         ("new.train(net.training)", "new.train(True)"),
-        ("            weight.device, weight.dtype\n", "            weight.device\n"),
+        (".to(weight.device, weight.dtype)", ".to(weight.device)"),
     ),
     *of(
         "models/diffusers_net",

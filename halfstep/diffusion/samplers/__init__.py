@@ -27,6 +27,7 @@ from halfstep.diffusion.samplers.solvers import (
     TimePoint,
 )
 from halfstep.diffusion.samplers.stochastic import stochastic
+from halfstep.diffusion.samplers.toward_next import TowardNext
 from halfstep.diffusion.samplers.walk_points import (
     check_solver,
     check_walk,
@@ -47,6 +48,7 @@ __all__ = [
     "SamplerPreset",
     "Step",
     "TimePoint",
+    "TowardNext",
     "ancestral",
     "calls",
     "check_solver",

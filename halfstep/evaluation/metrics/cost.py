@@ -20,7 +20,7 @@ from halfstep.errors import ConfigError
 from halfstep.models.compression.int8 import apart
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
-from halfstep.pipeline.samplers import check_sampling, HAVE_GRIDS
+from halfstep.pipeline.samplers import check_sampling, HAVE_GRIDS, told
 from halfstep.progress import Progress, SILENT
 
 GROUP = 4
@@ -118,12 +118,13 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     """One network call, as the first of a sampler."""
     device = pipeline.device
     x = torch.zeros(batch, *pipeline.shape, device=device)
-    first = (pipeline.times[0] if pipeline.times else pipeline.grid())[0]
-    t = torch.full((batch,), first, device=device)
+    times = pipeline.times[0] if pipeline.times else pipeline.grid()
+    t = torch.full((batch,), times[0], device=device)
     pipeline.denoiser.eval()
     scale = (pipeline.guidance_range or (None,))[0] if pipeline.takes_scale else None
     cond = condition(pipeline, batch, guidance_scale=scale)
-    pipeline.denoiser(x, t, None if cond is None else cond.to(device))
+    model = told(pipeline.denoiser, pipeline.sampler, times)
+    model(x, t, None if cond is None else cond.to(device))
 
 
 def multiply_adds(pipeline: Pipeline) -> int:

@@ -279,7 +279,7 @@ class AnyScale(Objective):
     guidance_range: Range
 
     @property
-    def forwards(self) -> int:
+    def forwards(self) -> float:
         return self.objective.forwards
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:

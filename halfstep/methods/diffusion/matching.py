@@ -60,8 +60,12 @@ class Matching(Objective):
         places, eps = self.places(draw), draw.normal(x0)
         x_t = level_of(self.schedule_of_x, places[0], x0).mix(x0, eps)
         target = self.with_student(student).target(x_t, places, cond)
+        return self.loss(self.guess(student, x_t, places, cond), target)
+
+    def guess(self, student: Any, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
+        """The student's prediction at these places."""
         guess: Prediction = student(x_t, places[0], cond)
-        return self.loss(guess, target)
+        return guess
 
     def measure_at(
         self, student: Any, x_t: Tensor, places: Places, cond: Cond | None
@@ -88,6 +92,15 @@ class Matching(Objective):
     def walk_forwards(self) -> int | None:
         """Forwards of a walk's step beside the target's; None for walks that step with the target."""
         return None
+
+    def walk_cost(self, updates: int) -> float:
+        """Forwards of one of the teacher's walks in so many updates, beside the targets of these.
+
+        It begins with the states of the first update, `walk_length` - 1 steps from noise.
+        """
+        if (step := self.walk_forwards) is not None:
+            return (self.walk_length - 1 + updates) * step
+        return (self.walk_length - 1) * (self.forwards - 3)
 
     def step_prediction(
         self, x_t: Tensor, places: Places, cond: Cond | None, target: Prediction | None

@@ -224,7 +224,7 @@ def of_student(course: Course, student: Any, draw: Draw, update: int) -> State:
     with torch.no_grad(), evaluating(student):
         for place in range(match.walk_length - 1):
             state = course.state(x, walks, torch.full_like(walks.number, place))
-            guess: Prediction = student(x, state.places[0], state.cond)
+            guess = match.guess(student, x, state.places, state.cond)
             x = course.landing(state, match.sampled(x, state.places, guess))
             here = (k == place + 1).to(like.device).reshape(-1, *[1] * (x.ndim - 1))
             x_t = torch.where(here, x[own], x_t)

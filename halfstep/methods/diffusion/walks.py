@@ -14,7 +14,6 @@ from torch import nn, Tensor
 from halfstep.batch import Batch
 from halfstep.config import JsonObject
 from halfstep.data.no_data import NoData
-from halfstep.diffusion.prediction import Prediction
 from halfstep.errors import ConfigError
 from halfstep.methods.base import Objective, Stage
 from halfstep.methods.diffusion.matching import Matching, matching
@@ -55,7 +54,7 @@ class Walked(Objective):
         target = match.with_student(student).target(state.x_t, state.places, state.cond)
         if lanes is not None and draw.place is not None:
             lanes.keep(draw.place[2], state, target)
-        guess: Prediction = student(state.x_t, state.places[0], state.cond)
+        guess = match.guess(student, state.x_t, state.places, state.cond)
         return match.loss(guess, target)
 
     def measure(self, student: Any, batch: Batch, draw: Draw) -> JsonObject:
@@ -78,19 +77,16 @@ class Walked(Objective):
         The student takes M - 1 steps at every update on all walks that its batch has states of.
         """
         match = matching(self.objective)
-        length, step = match.walk_length, match.walk_forwards
-        cost = super().cost(updates, batch)
+        length, cost = match.walk_length, super().cost(updates, batch)
         if self.data.walk == "student":
             ends = [(u * batch // length, ((u + 1) * batch - 1) // length) for u in range(length)]
             walks = [last - first + 1 for first, last in ends]  # which repeat from there on
             whole, rest = divmod(updates, length)
             return cost + (length - 1) * (whole * sum(walks) + sum(walks[:rest]))
-        if step is not None:
-            return cost + (length - 1 + updates) * batch * step
-        return cost + (length - 1) * batch * (self.forwards - 3)
+        return cost + round(batch * match.walk_cost(updates))
 
     @property
-    def forwards(self) -> int:
+    def forwards(self) -> float:
         return self.objective.forwards
 
     def at(self, done: float) -> Self:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from halfstep.diffusion.denoiser import freeze_alike
 from halfstep.errors import ConfigError
+from halfstep.models.end_time_embedding import EndTimeEmbedding
 from halfstep.models.guidance_embedding import check_scales, GuidanceEmbedding
 from halfstep.models.head_bank import HeadBank, last_output
 from halfstep.models.time_embedding import sinusoid
@@ -68,6 +69,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     attention       'auto', 'sdpa', 'explicit' or 'xformers': see `halfstep.models.uvit.attention.auto`
     guidance_embed_dim  features of the guidance scale, added to the time token; 0: it takes none
     output_heads    copies of decoder_pred, whose weights in the output are `heads`; 0: one, without weights
+    t_end_embed_dim     features of the time where a step ends, added to the time token; 0: it is not told
     """
 
     _supports_gradient_checkpointing = True
@@ -97,6 +99,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         attention: str = "auto",
         guidance_embed_dim: int = 0,
         output_heads: int = 0,
+        t_end_embed_dim: int = 0,
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -135,6 +138,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.output_heads = output_heads
         if output_heads:
             self.decoder_pred = HeadBank(self.decoder_pred, output_heads)
+        self.t_end_embed = EndTimeEmbedding(t_end_embed_dim, embed_dim) if t_end_embed_dim else None
         self.gradient_checkpointing = use_checkpoint  # diffusers' switch sets both of these
         self._gradient_checkpointing_func = _recomputed
 
@@ -146,6 +150,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         encoder_hidden_states: Tensor | None = None,
         guidance_scale: Tensor | None = None,
         heads: Tensor | None = None,
+        t_end: Tensor | None = None,
         *,
         return_dict: bool = False,
     ) -> Tensor | UViTOutput:
@@ -154,6 +159,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         timesteps       one time a sample, [B], or one for all
         guidance_scale  one scale a sample, [B], if it was built for it
         heads           the weights of its heads, [B, N] or [B, M, N], if it was built with some
+        t_end           one time a sample, [B], where its step ends, if it was built for it
         """
         self._check(x, y, encoder_hidden_states)
         if guidance_scale is not None and self.guidance_embed is None:
@@ -161,11 +167,18 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 "this U-ViT takes no guidance scale and got some: leave it out, or build it with guidance"
             )
         check_scales(guidance_scale, x)
+        if t_end is not None and self.t_end_embed is None:
+            raise ConfigError(
+                "this U-ViT is not told where its step ends and got t_end: leave it out, or build it with "
+                "t_end_embed_dim"
+            )
         # The weights' own dtype, and not the patches': under autocast the time keeps float32.
         sines = sinusoid(_times(timesteps, x), self.width).to(self.pos_embed.dtype)
         time = self.time_embed(sines)
         if self.guidance_embed is not None:
             time = time + self.guidance_embed(guidance_scale)
+        if self.t_end_embed is not None:
+            time = time + self.t_end_embed(t_end)
         tokens = [time[:, None], self.patch_embed(x)]
         if self.label_emb is not None:
             tokens.insert(0, self.label_emb(y)[:, None])

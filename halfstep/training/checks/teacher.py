@@ -12,6 +12,7 @@ from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage
 from halfstep.methods.classifiers.feature_terms import pairs_of
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.models.end_time_embedding import is_told_end
 from halfstep.models.eval_mode import evaluating
 from halfstep.models.guidance_embedding import reads_scale
 from halfstep.models.hooks import unwrap
@@ -96,6 +97,8 @@ def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -
         cond = batch.cond
         if first.guidance_range is not None and reads_scale(student.net):
             cond = replace(cond or Cond(), guidance_scale=first.guidance_range[0] * times)
+        if is_told_end(student.net):
+            cond = replace(cond or Cond(), t_end=torch.zeros_like(times))
         with torch.no_grad(), evaluating(student.to(device)):
             student.raw_output(batch.x0, times, cond)
     return with_first(first, stages)
