@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -244,7 +245,7 @@ class StagePlan:
         Args:
             batch: samples of an update.
         """
-        return self.updates * self.forwards * batch + self.once
+        return round(self.updates * self.forwards * batch) + self.once
 
     def stage(self, student: nn.Module, objective: Objective) -> Stage:
         """The stage with its student and objective.
@@ -410,7 +411,7 @@ class Method:
             ConfigError: a budget that is too small, with the smallest that works.
         """
         plan = self.plan(teacher)
-        work = [StageWork(stage.updates, stage.forwards * batch) for stage in plan]
+        work = [StageWork(stage.updates, ceil(stage.forwards * batch)) for stage in plan]
         once = sum(stage.once for stage in plan)
         named = name or type(self).__name__
         return self.with_updates(teacher, updates_within(work, forwards, once, name=named))

@@ -390,6 +390,7 @@ def test_the_adapter_passes_text_on():
         **recipe(again)[1],
         "attention": "auto",
         "guidance_embed_dim": 0,
+        "t_end_embed_dim": 0,
         "output_heads": 0,
     } == public(net.model.config) | TEXT
 
