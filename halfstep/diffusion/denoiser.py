@@ -80,7 +80,12 @@ class NetTime(Validated):
         return self._input(t, schedule.at)
 
     def arriving(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """The same of the end of a step: at t = 0 sigma is 0, and the log-SNR 20, on every schedule."""
+        """The same of the end of a step: at t = 0 sigma is 0, and the log-SNR 20, on every schedule.
+
+        Args:
+            t: float [B], times in [0, 1].
+            schedule: the noise schedule.
+        """
         return self._input(t, lambda t: arriving(schedule, t))
 
     def _input(self, t: Tensor, level_at: Callable[[Tensor], Level]) -> Tensor:
