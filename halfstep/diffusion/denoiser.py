@@ -85,6 +85,9 @@ class NetTime(Validated):
         Args:
             t: float [B], times in [0, 1].
             schedule: the noise schedule.
+
+        Returns:
+            float [B].
         """
         return self._input(t, lambda t: arriving(schedule, t))
 

@@ -107,6 +107,8 @@ class DiffusersNet(Adapter):
         self._add_positions(arguments, x)
         arguments[inputs.sample] = pack(x, inputs.packed) if inputs.packed else x
         arguments[inputs.timestep] = t
+        if self._checkpoints():
+            self.refuse_checkpointing()
         embedded = self._embedded_scale(arguments, scale, x)
         if self.end is not None:
             end = self._embedded_end(cond)
@@ -196,15 +198,11 @@ class DiffusersNet(Adapter):
             features = guidance_features(scale - 1, self.guidance_embed_dim)
             arguments[self.inputs.scale_features] = features.to(x.dtype)
             return None
-        if self._checkpoints():
-            self.refuse_checkpointing()
         embedded: Tensor = self.guidance(scale)
         return embedded
 
     def _embedded_end(self, cond: Cond | None) -> Tensor:
         """What is added to the embedded time for the time where the step ends."""
-        if self._checkpoints():
-            self.refuse_checkpointing()
         assert self.end is not None
         embedded: Tensor = self.end(self.end_time(cond))
         return embedded

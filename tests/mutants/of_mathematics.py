@@ -266,6 +266,6 @@ MUTANTS = (
         "batch",
         "batch",
         ("len(tensors[0]) == 1", "len(tensors[0]) > 1"),
-        ('if name != "guidance_scale"}', "}"),
+        ("if k not in KEPT}", "}"),
     ),
 )

@@ -593,7 +593,6 @@ MUTANTS = (
         "methods/diffusion/walks",
         ("if draw.place is None:", "if False:"),
         ("lanes.keep(draw.place[2], state, target)", "pass"),
-        ("(length - 1) * batch * (self.forwards - 3)", "length * batch * (self.forwards - 3)"),
         ("last - first + 1 for first", "last - first for first"),
         ("(u + 1) * batch - 1", "(u + 1) * batch"),
         ("whole * sum(walks)", "sum(walks)"),

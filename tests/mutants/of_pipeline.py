@@ -174,7 +174,7 @@ MUTANTS = (
     *of(
         "pipeline/samplers",
         "diffusion/samplers/clipping",
-        ('KEEP_EPS = ("ddim", "stochastic", f"{PREFIX}', 'KEEP_EPS = ("ddim", f"{PREFIX}'),
+        ('KEEP_EPS = ("ddim", "stochastic",', 'KEEP_EPS = ("ddim",'),
         (', f"{PREFIX}DDIMScheduler")', ")"),
     ),
     *of(
@@ -239,8 +239,8 @@ MUTANTS = (
         "pipeline/torch_export",
         "pipeline/torch_export",
         ('pipeline.direction == "invert" or ', ""),
-        (' or pipeline.reference_sampler != "ddim"', ""),
-        ("pipeline.reference_sampler", "pipeline.sampler"),
+        (" or not is_ddim", ""),
+        ("is_ddim = pipeline.reference_sampler", "is_ddim = pipeline.sampler"),
     ),
     *of(
         "diffusion/samplers/published_scheduler",
