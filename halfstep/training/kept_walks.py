@@ -57,7 +57,10 @@ class WalkKeeper:
             source, stage.objective, self.data, training.seed, like, training.precision,
             self.guidance_range,
         )  # fmt: skip
-        title = f"walking {count:,} noises, {source.forwards} forwards each"
+        size = source.disk(count, self.data) / 1e6
+        title = (
+            f"walking {count:,} noises, {source.forwards} forwards each, {size:,.1f} MB on the disk"
+        )
         batch = min(BATCH, training.micro_batch_size or training.batch_size)
         with callback.work(title if processes.first else "") as shown:
             progress = _Stopping(shown if processes.first else SILENT, request)

@@ -20,6 +20,7 @@ from tests.mutants import (
     of_samplers,
     of_training,
     of_verdicts,
+    of_walks,
     of_watching,
     of_workflows,
 )
@@ -35,6 +36,7 @@ FLOORS = (
     of_data,
     of_methods,
     of_parallel_decoding,
+    of_walks,
     of_evaluation,
     of_few_steps,
     of_verdicts,

@@ -15,6 +15,7 @@ from halfstep.cli.console.progress import say, span, too_long
 from halfstep.config.fields import flat
 from halfstep.data import Data, NoData
 from halfstep.methods.base import Stage
+from halfstep.methods.diffusion.kept_walks import FromWalks
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import shared_weights
 from halfstep.training import TrainingConfig
@@ -59,12 +60,16 @@ def print_plan(
         first, data, training, processes.device, micro_batch=micro, offloaded=offloaded
     )
     table = Columns("stage", "updates", "forwards", "time here")
-    total, updates = 0.0, list[int]()
+    total, updates, walks, size = 0.0, list[int](), 0, 0
     for stage in chain([first], stages):
         forwards = stage.objective.cost(stage.updates, training.batch_size)
         cost = forwards * seconds / (training.batch_size * first.objective.forwards)
         total += cost
         updates.append(stage.updates)
+        if isinstance(kept := stage.objective.inner, FromWalks):
+            walks, size = walks + kept.made, size + kept.source.disk(kept.made, data)
+            price = f"{kept.source.forwards} forwards each by {kept.source.solver}"
+        del kept
         table.add_row(stage.name, f"{stage.updates:,}", f"{forwards:,}", span(cost))
     print_wide(console, table)
     parameters = sum(p.numel() for p in network.parameters())
@@ -73,6 +78,8 @@ def print_plan(
     say(console, "network", f"{parameters:,} parameters{base}")
     count = "states of walks" if isinstance(data, NoData) else f"{len(data):,} samples"
     say(console, "data", f"{count} of shape {list(data.shape)}")
+    if walks:
+        say(console, "walks", f"{walks:,} of the teacher, {price}, {in_bytes(size)} on the disk")
     device = f"{processes.device}, {torch.get_num_threads()} threads"
     basis = f"an estimate from {timed} sample{'s' * (timed > 1)} at a time"
     basis += " in bf16; fp16 is far slower on a CPU" if slow else ""

@@ -7,9 +7,10 @@ they were written at once, by several processes, or after more walks were asked 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +117,8 @@ class _Work:
         items = [(k, rows, about["batch"], about["tensors"]) for k, rows in missing.items()]
         progress.expect(self.count)
         progress.advance(self.count - sum(map(len, missing.values())))
-        _refuse_small_disk(self.folder, about, sum(map(len, missing.values())))
+        cond = self.walker.conditions(range(1))
+        _refuse_small_disk(self.folder, about, cond, sum(map(len, missing.values())))
         for (k, *_), shard in zip(items, division.map(self.written, items, progress), strict=True):
             about["shards"][k : k + 1] = [shard]
             storage.write_json(self.folder / ABOUT, about)
@@ -197,15 +199,22 @@ class _Work:
                     path.unlink()
 
 
-def walk_bytes(key: Key, tensors: Formats | None, *, scales: bool) -> int:
-    """The bytes of a walk on the disk."""
-    numbers = len(key["points"]) * torch.Size(key["shape"]).numel()
-    bytes_ = 0 if tensors is None else bytes_of(tensors)
-    return numbers * DTYPES[key["dtype"]].itemsize + bytes_ + 8 * scales
+def walk_bytes(points: int, shape: Sequence[int], dtype: str, cond: Cond | None) -> int:
+    """The bytes of a walk on the disk.
+
+    points  kept of it
+    shape   of a sample
+    dtype   float32 or float16
+    cond    a condition of the walks
+    """
+    size = points * prod(shape) * DTYPES[dtype].itemsize
+    if cond is None:
+        return size
+    return size + bytes_of(formats_of(cond)) + 8 * (cond.guidance_scale is not None)
 
 
-def _refuse_small_disk(folder: Path, about: About, walks: int) -> None:
-    size = walks * walk_bytes(about, about["tensors"], scales=about["scales"])
+def _refuse_small_disk(folder: Path, key: Key, cond: Cond | None, walks: int) -> None:
+    size = walks * walk_bytes(len(key["points"]), key["shape"], key["dtype"], cond)
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if size > free:

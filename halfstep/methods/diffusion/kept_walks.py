@@ -15,6 +15,7 @@ from torch import nn, Tensor
 from halfstep.batch import Cond
 from halfstep.data import Data, NoData, rows as in_turn
 from halfstep.data.walks.store import Key, Walks
+from halfstep.data.walks.writing import walk_bytes
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.samplers import calls, walk_points
@@ -80,6 +81,16 @@ class WalkSource:
         """The cost of a walk in forwards."""
         return calls(self.solver, len(self.times) - 1) * teacher_calls(self.teacher)
 
+    def disk(self, count: int, data: Data) -> int:
+        """The bytes of so many walks on the disk.
+
+        Args:
+            count: of walks.
+            data: of their conditions.
+        """
+        dtype, cond = "float16" if self.half else "float32", data.batch(torch.zeros(1).long()).cond
+        return count * walk_bytes(len(self.points), data.shape, dtype, cond)
+
     @property
     def network(self) -> nn.Module:
         """The network that walks, without guidance."""
@@ -136,11 +147,13 @@ class FromWalks(Objective):
 
     source  the walks
     order   those that each update reads
+    made    walks that are made for its stage, and paid for
     """
 
     reads_walks: ClassVar[bool] = True
     source: WalkSource
     order: WalkOrder
+    made: int
 
     @property
     def networks(self) -> list[nn.Module]:
