@@ -243,6 +243,8 @@ class GateReport:
     stopped: str | None
     best: str | None
     decisions: tuple[Decision, ...]
+    best_steps: int | None
+    """Steps of the best student; runs of before they were recorded lack them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def summary_of(run: RunFolder, *, teacher: Path | None) -> RunSummary:
     return RunSummary(
         folder=files.name_of(run.folder),
         config=dict(run.config),
-        gate=build(run.gate, GateReport) if run.gate else None,
+        gate=build({"best_steps": None, **run.gate}, GateReport) if run.gate else None,
         cost=TrainingCosts(training_cost(teacher), training_cost(run.folder)),
     )
 

@@ -64,6 +64,7 @@ def evidence():
                 "stopped": "At 2 steps the distance is 1.21 (1.17 to 1.25) times the teacher's, surely "
                 "more than 1.10.",
                 "best": "0004-steps",
+                "best_steps": 4,
                 "decisions": [
                     _decision(16, 1.01, 2000, "passed"),
                     _decision(8, 1.03, 2000, "passed"),
