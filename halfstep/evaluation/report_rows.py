@@ -219,6 +219,8 @@ class Comparison:
         None if the student does not halve a known grid by DDIM steps, and for latents scored as images.
         """
         candidates, config = self.candidates, self.config
+        if candidates.halved is not None and count not in candidates.halved:
+            return None
         data, teacher = candidates.data, candidates.teacher
         students = {steps_of(s): s for s in candidates.students}
         before = students.get(2 * count)

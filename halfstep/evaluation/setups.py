@@ -98,6 +98,8 @@ class Candidates:
     held_out       data that no network was trained on; None leaves memorisation out
     first_teacher  the teacher of the first student, if another one: the first stage of a guided
                    distillation, or a smaller network
+    halved         steps of the students that merge two steps of the one before, the first of them two of the
+                   teacher's; None of all
     others         (name, pipeline, steps) of networks of other sizes, for comparison
     variants       students made smaller after training
     """
@@ -110,6 +112,7 @@ class Candidates:
     first_teacher: Pipeline | None = None
     others: Sequence[OtherSize] = ()
     variants: Sequence[Variant] = ()
+    halved: frozenset[int] | None = None
 
     def variants_of(self, count: int) -> list[Variant]:
         """The variants of the student of so many steps."""

@@ -204,6 +204,15 @@ class RunFolder:
         return tuple(self.about["plan"]["teacher_times"])
 
     @property
+    def halved(self) -> frozenset[int] | None:
+        """Steps of the students that halve the steps of the one before; None if the run does not say."""
+        stages = self.about["plan"]["stages"]
+        if any("teacher_steps" not in stage for stage in stages):
+            return None
+        halves = [s["steps"] for s in stages if s["steps"] and s["teacher_steps"] == 2 * s["steps"]]
+        return frozenset(steps for steps in halves if steps is not None)
+
+    @property
     def metrics(self) -> list[JsonObject]:
         """All whole lines of metrics.jsonl."""
         return self.log_file.lines

@@ -28,13 +28,15 @@ Environment = dict[str, str | int | None]
 class RecordedStage(TypedDict):
     """A planned stage; `steps` is None for a student of every time.
 
-    forwards  cost of a sample's update; runs of before it was recorded lack it
+    forwards       cost of a sample's update; runs of before it was recorded lack it
+    teacher_steps  those on the teacher's grid in this stage, None without one; runs of before lack it, too
     """
 
     name: str
     steps: int | None
     updates: int
     forwards: NotRequired[float]
+    teacher_steps: NotRequired[int | None]
 
 
 class RecordedPlan(TypedDict):
@@ -75,7 +77,13 @@ def plan_record(plan: Sequence[StagePlan]) -> RecordedPlan:
     """The plan as run.json has it."""
     return {
         "stages": [
-            {"name": s.name, "steps": s.steps, "updates": s.updates, "forwards": s.forwards}
+            {
+                "name": s.name,
+                "steps": s.steps,
+                "updates": s.updates,
+                "forwards": s.forwards,
+                "teacher_steps": len(s.teacher_times) - 1 if s.teacher_times else None,
+            }
             for s in plan
         ],
         "teacher_times": list(teacher_times(plan)),

@@ -30,6 +30,7 @@ from halfstep.schema import plain
 from halfstep.training import distill, train, TrainingConfig
 from halfstep.training.distributed import pick_device
 from halfstep.training.progress import ProgressCallback
+from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.background import background
@@ -128,7 +129,13 @@ class Demo:
         report = write_demo_report(
             config,
             Comparison(
-                Candidates(self.teacher, students, self.data, teacher_times(self.plan)),
+                Candidates(
+                    self.teacher,
+                    students,
+                    self.data,
+                    teacher_times(self.plan),
+                    halved=RunFolder(run).halved,
+                ),
                 self.scorer,
                 self.evaluation,
             ),

@@ -172,7 +172,7 @@ def _comparison(
     candidates = Candidates(
         teacher, students, data, inputs.run.teacher_times,
         None if unseen is None else _held_out(unseen, real, teacher, division, progress),
-        networks.first_teacher, others, networks.variants,
+        networks.first_teacher, others, networks.variants, inputs.run.halved,
     )  # fmt: skip
     progress.note(f"{inputs.run.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     progress.note(f"features {network.name} ({network.preprocessing})")

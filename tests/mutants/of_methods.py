@@ -158,7 +158,7 @@ MUTANTS = (
         "methods/diffusion/two_step_target",
         "methods/diffusion/two_step_target methods/diffusion/exact_students "
         "methods/diffusion/halve methods/diffusion/progressive",
-        ("if clipped is None:", "if clipped is not None:"),
+        ("if clipped is None or clipped.kind", "if clipped is not None or clipped.kind"),
         ("first = step(x_t, t, t_mid)", "first = teacher(x_t, t, cond)"),
         ("level_of(schedule, t_mid, x_t)", "level_of(schedule, t, x_t)"),
         ("torch.where(one, x_t, x_mid)", "x_t"),
@@ -168,6 +168,14 @@ MUTANTS = (
         ("torch.lerp(one_step, two, share", "torch.lerp(two, one_step, share"),
         ("merged(first.x0, last.x0, x_share)", "last.x0"),
         ("merged(first.eps, last.eps, eps_share)", "merged(last.eps, first.eps, eps_share)"),
+        ("(first.x0 + second.x0) / 2", "second.x0"),
+        ("(first.x0 + second.x0) / 2", "(first.x0 - second.x0) / 2"),
+        ("first.eps - level.alpha / level.sigma", "first.eps + level.alpha / level.sigma"),
+        ("level.alpha / level.sigma * (mean", "level.sigma / level.alpha * (mean"),
+        ("torch.where(ends, first.x0, (first", "torch.where(ends, second.x0, (first"),
+        ("torch.where(ends, x, there), torch.where(last, t, to)", "torch.where(ends, x, there), t"),
+        ("second = clip(second, there", "second = clip(first, there"),
+        ("_heun(teacher, x, t, to, cond, after", "_heun(teacher, x, t, to, cond, pred"),
         ("steps_target(teacher, x_t, times[1:]", "steps_target(teacher, x_t, times[-3:]"),
         ("later[-1], cond, second=second", "later[0], cond, second=second"),
         (

@@ -36,16 +36,16 @@ class ExactStudent:
              the end of the grid, it is the teacher
     """
 
-    def __init__(self, teacher, times, offsets=(1, 2), clip=None):
+    def __init__(self, teacher, times, offsets=(1, 2), clip=None, solver="ddim"):
         self.teacher, self.times, self.schedule = teacher, times, teacher.schedule
-        self.offsets, self.clip = offsets, clip
+        self.offsets, self.clip, self.solver = offsets, clip, solver
 
     def __call__(self, x, t, cond=None):
         k = self.times.index(t[0].item())
         if k + self.offsets[0] == len(self.times) - 1:
             return self.teacher(x, t, cond)
         places = (torch.full_like(t, self.times[k + j]) for j in self.offsets)
-        return steps_target(self.teacher, x, (t, *places), cond, clip=self.clip)
+        return steps_target(self.teacher, x, (t, *places), cond, clip=self.clip, solver=self.solver)
 
 
 class ExactRows(ExactStudent):

@@ -10,6 +10,7 @@ from halfstep import RunFolder, storage
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.identity import digest_of
+from halfstep.methods import MultistepConsistency, Progressive
 from tests.support.runs import halve
 
 
@@ -43,9 +44,10 @@ def test_students_come_with_the_most_steps_first(run):
     assert torch.equal(opened.stage("0002-steps").sample(3), two.sample(3))
     assert opened.teacher_times == uniform(8)
     assert opened.about["plan"]["stages"] == [
-        {"name": "0004-steps", "steps": 4, "updates": 7, "forwards": 5},
-        {"name": "0002-steps", "steps": 2, "updates": 14, "forwards": 5},
+        {"name": "0004-steps", "steps": 4, "updates": 7, "forwards": 5, "teacher_steps": 8},
+        {"name": "0002-steps", "steps": 2, "updates": 14, "forwards": 5, "teacher_steps": 4},
     ]
+    assert opened.halved == {4, 2}
     assert opened.stage("nonsense") is None and opened.first_student() is None
 
 
@@ -163,3 +165,16 @@ def test_what_is_written_is_read_again(tmp_path):
         run.log_finished("one")
     assert run.cost == {**cost, "updates": 3}  # its line was there
     run.close()
+
+
+@pytest.mark.parametrize(
+    "method, halved",
+    [
+        (MultistepConsistency(start=8, first=4, stop=2, updates=(1,)), {4}),
+        (Progressive(start=8, first=2, updates=(1,)), {1}),
+    ],
+)
+def test_a_student_that_does_not_merge_two_steps_halves_nothing(tmp_path, method, halved):
+    """Its error is not split into the grid's and that of learning the two steps."""
+    halve(tmp_path / "r", method=method)
+    assert RunFolder.open(tmp_path / "r").halved == halved

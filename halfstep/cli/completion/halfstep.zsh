@@ -38,6 +38,7 @@ _shtab_halfstep_compare_commands() {
 
 _shtab_halfstep_distill_commands() {
   local _commands=(
+    cached-walks:'land where the teacher'"'"'s trajectories land (Luhman & Luhman 2021)'
     encoder:'halve the steps from images to noise (Meng et al. 2023)'
     guided:'fold guidance into one call a step, then halve the steps (Meng et al. 2023)'
     knowledge:'distil a classifier into a smaller one (Hinton et al. 2015)'
@@ -240,6 +241,77 @@ _shtab_halfstep_distill_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_halfstep_distill_defaults_added=0
 
+_shtab_halfstep_distill_cached_walks_options=(
+  "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
+  "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
+  "--extend[Let the run in this folder have more updates, or halve further.]"
+  "--from-previous[Go on from the checkpoint before a damaged one.]"
+  "--dry-run[Print stages, updates, memory and time, without training.]"
+  "--log[Trackers beside OUT\/metrics.jsonl\: any of tensorboard, wandb, trackio.]:log:"
+  "--samples-every[Updates between pictures of the averaged student\'s samples, in OUT\/samples\; 0 draws none]:samples_every:"
+  "--data[digits, two-moons, fashion-mnist\:FOLDER, cifar10\:FOLDER]:data:_files"
+  "--size[Side of the images in pixels.]:size:"
+  "--channels[1 for gray, 3 for colour.]:channels:"
+  "--flip[Mirror half of the images, at random.]"
+  "--skip-bad[Leave out images that cannot be decoded, and list them in OUT\/skipped.txt.]"
+  "--prompts[A text file with a prompt a line, for images without captions\: in turn, one an image.]:prompts:_files"
+  "--encode-batch[Images that are encoded at a time.]:encode_batch:"
+  "--teacher[A teacher\'s folder, or the run that made it]:teacher:_files"
+  "--model[A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights.]:model:_files"
+  "--weights[Weights of the published model\: an official .pth file, or the folder N.ckpt of its trainer.]:weights:_files"
+  "--codec[Autoencoder of a latent model\: an official .pth file, a diffusers folder, or one of halfstep\'s.]:codec:_files"
+  "--text[Text encoder of a model that reads texts, as transformers saves it\; or a pipeline of diffusers, whose encoders are used.]:text:_files"
+  "--net[package.module\:function, if the teacher\'s network is one of your own.]:net:"
+  "--teacher-config[Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file.]:teacher_config:_files"
+  "--family[A .toml file on how a pipeline of diffusers calls its network, for a class that halfstep does not know.]:family:_files"
+  "--start[Steps of the teacher\'s trajectories\: a multiple of --first.]:start:"
+  "--stop[Steps the last student takes.]:stop:"
+  "--updates[Optimiser updates\: one number for every student (twice that for 2 steps and for 1), or one each]:updates:"
+  "--weighting[Loss weight on the x0 error\: constant, truncated-snr or snr\+1.]:weighting:"
+  "--grid[Where the teacher\'s steps lie\; a student\'s begin and end at some of them]:grid:(auto uniform trailing logsnr karras)"
+  "--times[A grid given as start \+ 1 times, noise first\; overrides \`grid\`.]:times:"
+  "--target-clip[Clip the teacher\'s images to \[-target_clip, target_clip\] at every step of a target]:target_clip:"
+  "--first[Steps of the first student\: \`stop\` times a power of two]:first:"
+  "--solver[Solver of the teacher\'s trajectories\: ddim, heun, dpmpp-2m, diffusers\:NAME\; dpmpp-3s or dpm-fast, whose network calls --start counts.]:solver:"
+  "--noises[Noises at which the teacher\'s trajectories begin]:noises:"
+  "--new-noises[Noises that are added within every stage, a ninth after each tenth of it.]:new_noises:"
+  "--half[Keep the trajectories in float16, half as large.]"
+  "--guidance-scale[Scale of the teacher\'s guidance, which the students fold in\: one call a step]:guidance_scale:"
+  {--warm-start,--no-warm-start}"[Start each student as the one of twice its steps\; otherwise every student starts as the teacher.]"
+  "--reparameterise-updates[Updates of the first stage of an eps teacher, which makes it a v teacher]:reparameterise_updates:"
+  "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"
+  "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"
+  "--learning-rate[Learning rate\; another one may be given when a run goes on]:learning_rate:"
+  "--learning-rate-schedule[The rate falls to 0 within each stage, or stays.]:learning_rate_schedule:(linear constant)"
+  "--warmup[Updates over which the rate rises from 0.]:warmup:"
+  "--optimiser[adamw-8bit\: moments in 8 bits, by torchao]:optimiser:(adamw adamw-8bit muon)"
+  "--betas[AdamW\'s decay rates.]:betas:"
+  "--weight-decay[Decoupled weight decay.]:weight_decay:"
+  "--max-grad-norm[Largest norm of the gradient\; 0 is off.]:max_grad_norm:"
+  "--ema[Decay of the averaged weights that a stage ends with\; 0 is off, and costs no memory.]:ema:"
+  "--precision[The network\'s own arithmetic (autocast)\; everything else is float32.]:precision:(fp32 bf16 fp16)"
+  "--compile[torch.compile the network.]"
+  "--save-every[Updates between checkpoints.]:save_every:"
+  "--log-every[Updates between lines of metrics.jsonl, and between looks for nan.]:log_every:"
+  "--seed[All randomness is a function of it.]:seed:"
+  "--lora-rank[Train a LoRA of this rank, such as 16, in place of all weights, which are then in memory once.]:lora_rank:"
+  "--gradient-checkpointing[Recompute the student\'s activations in the backward pass\: less memory, a third more time.]"
+  "--offload[Keep the teacher and the codec in the CPU\'s memory while they are not called\; on a GPU.]"
+  "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
+  "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
+  "--full[Full steps of the teacher\; 0 is twice --start]:full:"
+  "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
+  "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
+  "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--walks[Folder of the teacher\'s trajectories\: those that are there are used, and more are added]:walks:_files"
+  "--preset[options that come with halfstep]:preset:(digits-cached-walks)"
+  "--config[options from a TOML file]:config:_files"
+  "--help[print all options]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_halfstep_distill_cached_walks_defaults_added=0
+
 _shtab_halfstep_distill_encoder_options=(
   "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
   "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
@@ -356,10 +428,10 @@ _shtab_halfstep_distill_guided_options=(
   "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
   "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
   "--full[Full steps of the teacher\; 0 is twice --start]:full:"
-  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
   "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--preset[options that come with halfstep]:preset:(digits-guided fashion-mnist-guided)"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
@@ -473,10 +545,10 @@ _shtab_halfstep_distill_multistep_consistency_options=(
   "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
   "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
   "--full[Full steps of the teacher\; 0 is twice --start]:full:"
-  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
   "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--preset[options that come with halfstep]:preset:(digits-multistep-consistency)"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
@@ -544,10 +616,10 @@ _shtab_halfstep_distill_plan_options=(
   "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
   "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
   "--full[Full steps of the teacher\; 0 is twice --start]:full:"
-  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
   "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--preset[options that come with halfstep]:preset:(digits-shrink)"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
@@ -588,6 +660,7 @@ _shtab_halfstep_distill_progressive_options=(
   "--target-clip[Clip the teacher\'s images to \[-target_clip, target_clip\] at every step of a target]:target_clip:"
   "--reparameterise-updates[Updates of the first stage of an eps teacher, which makes it a v teacher]:reparameterise_updates:"
   "--first[Steps of the first student\: each merges start \/ first of its teacher\'s steps]:first:"
+  "--solver[Solver of the teacher\'s steps in the first student\'s targets\: ddim (the paper), or heun, which is more exact and takes two calls a step.]:solver:(ddim heun)"
   "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"
   "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"
   "--learning-rate[Learning rate\; another one may be given when a run goes on]:learning_rate:"
@@ -610,10 +683,10 @@ _shtab_halfstep_distill_progressive_options=(
   "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
   "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
   "--full[Full steps of the teacher\; 0 is twice --start]:full:"
-  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
   "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--preset[options that come with halfstep]:preset:(digits-progressive)"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
@@ -788,10 +861,10 @@ _shtab_halfstep_distill_stochastic_options=(
   "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
   "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
   "--full[Full steps of the teacher\; 0 is twice --start]:full:"
-  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
   "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
 )
@@ -1214,6 +1287,7 @@ _shtab_halfstep_distill() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_halfstep_distill-$line[1]:"
       case $line[1] in
+        cached-walks) _arguments -C -s $_shtab_halfstep_distill_cached_walks_options ;;
         encoder) _arguments -C -s $_shtab_halfstep_distill_encoder_options ;;
         guided) _arguments -C -s $_shtab_halfstep_distill_guided_options ;;
         knowledge) _arguments -C -s $_shtab_halfstep_distill_knowledge_options ;;

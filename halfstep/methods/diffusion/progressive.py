@@ -21,7 +21,7 @@ from halfstep.methods.base import PipelineLike, Stage, StagePlan, student_name, 
 from halfstep.methods.diffusion.few_steps import FewSteps, FewStepsFromV, Merging
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid
 from halfstep.methods.diffusion.matching import on_grid, Places
-from halfstep.methods.diffusion.two_step_target import steps_target
+from halfstep.methods.diffusion.two_step_target import CALLS, Solver, steps_target
 from halfstep.rng import Draw
 
 
@@ -29,10 +29,15 @@ from halfstep.rng import Draw
 class Halving(FewSteps):
     """Halve the number of sampling steps, again and again, of a teacher that its grid can read."""
 
+    @property
+    def first_solver(self) -> Solver:
+        """Solver of the teacher's steps in the first student's targets."""
+        return "ddim"
+
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
         """One stage for each student: N -> N / 2 steps on every other time of the grid."""
         times, stages = self.fine_times(teacher.denoiser.schedule), list[StagePlan]()
-        calls = teacher_calls(teacher.denoiser)
+        calls = teacher_calls(teacher.denoiser) * CALLS[self.first_solver]
         for student, steps in enumerate(self.counts):
             merged, teachers = (len(times) - 1) // steps, times
             times = times[::merged]  #                                         N <- N / 2
@@ -49,7 +54,7 @@ class Halving(FewSteps):
                     forwards=3 + merged * calls,
                 )
             )
-            calls = 1  # of a student
+            calls = 1  # of a student, which DDIM samples
         return stages
 
     def check(self, teacher: PipelineLike) -> None:
@@ -83,7 +88,9 @@ class Halving(FewSteps):
             clip: of the targets; None does not clip.
         """
         merged = (len(stage.teacher_times) - 1) // len(stage.times[1:])
-        return Halve(teacher, stage.teacher_times, WEIGHTINGS[self.weighting], clip, merged)
+        solver = self.first_solver if stage.steps == self.most else "ddim"
+        weighting = WEIGHTINGS[self.weighting]
+        return Halve(teacher, stage.teacher_times, weighting, clip, merged, solver)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,9 @@ class Progressive(FewStepsFromV, Halving):
     first: Steps | None = None
     """Steps of the first student: each merges start / first of its teacher's steps. By default half of
     `start`."""
+    solver: Solver = "ddim"
+    """Solver of the teacher's steps in the first student's targets: ddim (the paper), or heun, which is more
+    exact and takes two calls a step."""
     walks: ClassVar[bool] = True
 
     def _check_counts(self) -> None:
@@ -118,6 +128,24 @@ class Progressive(FewStepsFromV, Halving):
         """Steps of the first student."""
         return super().most if self.first is None else self.first
 
+    @property
+    def first_solver(self) -> Solver:
+        """Solver of the teacher's steps in the first student's targets."""
+        return self.solver
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher that is sampled otherwise, or a grid that cannot be halved."""
+        if self.solver != "ddim" and teacher.times:
+            raise ConfigError(
+                "this teacher is a student, whose own sampler is DDIM: leave solver out"
+            )
+        if self.solver != "ddim" and self._leaves_eps(teacher):
+            raise ConfigError(
+                "this teacher's sampler clips images and leaves eps, which only DDIM does: leave solver or "
+                "target_clip out"
+            )
+        super().check(teacher)
+
 
 @dataclass(frozen=True)
 class Halve(Merging):
@@ -130,11 +158,13 @@ class Halve(Merging):
     clip: Clip | None = None
     merged: int = 2
     """The teacher's steps in one of the student's, whose grid is every so many times of `times`."""
+    solver: Solver = "ddim"
+    """Solver of the teacher's steps."""
 
     @property
     def forwards(self) -> int:
-        """One of the teacher for each step, and the student's forward and backward."""
-        return self.merged * teacher_calls(self.teacher) + 3
+        """Those of the teacher's steps, and the student's forward and backward."""
+        return self.merged * teacher_calls(self.teacher) * CALLS[self.solver] + 3
 
     def places(self, draw: Draw) -> Places:
         """The start of the student's step, t, and the ends of the teacher's, of two t_mid and t_end."""
@@ -143,7 +173,7 @@ class Halve(Merging):
 
     def target(self, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
         ends = places[: self.merged + 1]
-        return steps_target(self.teacher, x_t, ends, cond, clip=self.clip)
+        return steps_target(self.teacher, x_t, ends, cond, clip=self.clip, solver=self.solver)
 
     @property
     def walk_length(self) -> int:

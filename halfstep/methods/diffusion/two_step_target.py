@@ -8,7 +8,7 @@ in a flow map (Frans et al. 2024).
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,12 @@ from halfstep.batch import Cond
 from halfstep.diffusion.denoiser import Denoises, level_of
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import arriving, Schedule
+
+Solver = Literal["ddim", "heun"]
+"""Solvers of a teacher's steps in targets, by their names as samplers."""
+
+CALLS: dict[Solver, int] = {"ddim": 1, "heun": 2}
+"""Predictions of a teacher in one step; Heun's last takes one, and costs two where rows end elsewhere."""
 
 
 class Predicts(Protocol):
@@ -36,6 +42,7 @@ def two_step_target(
     *,
     second: Predicts | None = None,
     clip: float | Clip | None = None,
+    solver: Solver = "ddim",
 ) -> Prediction:
     """The prediction with which ONE DDIM step t -> t_end lands where TWO steps land.
 
@@ -58,6 +65,8 @@ def two_step_target(
         second: predicts at t_mid, such as a student that jumps from there to t_end.
         clip: clip the teacher's images to [-clip, clip] (which needs sigma > 0), or a `Clip`; None, as in
             the paper, does not clip. What `second` predicts is taken as it is.
+        solver: of the teacher's steps: "ddim" as in the paper, or "heun", each of which is a DDIM step with
+            the mean of two images, at its start and its end; one that ends in clean data is DDIM.
 
     Raises:
         ConfigError: a network that predicts eps where alpha = 0, or x0 where sigma = 0.
@@ -67,10 +76,12 @@ def two_step_target(
 
     def step(x: Tensor, t: Tensor, to: Tensor) -> Prediction:
         pred = teacher(x, t, cond)
-        if clipped is None:
-            return pred
-        after = clipped(pred, x, level_of(schedule, t, x))
-        return after if clipped.kind == "x0-and-eps" else _merged(schedule, pred, after, t, to)
+        after = pred if clipped is None else clipped(pred, x, level_of(schedule, t, x))
+        if solver == "heun":
+            return _heun(teacher, x, t, to, cond, after, clipped)
+        if clipped is None or clipped.kind == "x0-and-eps":
+            return after
+        return _merged(schedule, pred, after, t, to)
 
     first = step(x_t, t, t_mid)
     alone = t_mid == t_end  # no second step: nothing is predicted at t_end, which may be 0
@@ -95,6 +106,7 @@ def steps_target(
     cond: Cond | None = None,
     *,
     clip: float | Clip | None = None,
+    solver: Solver = "ddim",
 ) -> Prediction:
     """The prediction with which ONE DDIM step lands where the teacher's steps through these times land.
 
@@ -106,6 +118,7 @@ def steps_target(
         times: float64 [B] each, three or more, falling, or rising towards noise.
         cond: the conditions, or None.
         clip: as of `two_step_target`.
+        solver: as of `two_step_target`.
 
     Raises:
         ConfigError: as of `two_step_target`.
@@ -113,10 +126,39 @@ def steps_target(
     t, t_mid, *later = times
 
     def others(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
-        return steps_target(teacher, x_t, times[1:], cond, clip=clip)
+        return steps_target(teacher, x_t, times[1:], cond, clip=clip, solver=solver)
 
     second = others if len(later) > 1 else None
-    return two_step_target(teacher, x_t, t, t_mid, later[-1], cond, second=second, clip=clip)
+    return two_step_target(
+        teacher, x_t, t, t_mid, later[-1], cond, second=second, clip=clip, solver=solver
+    )
+
+
+def _heun(
+    teacher: Denoises,
+    x: Tensor,
+    t: Tensor,
+    to: Tensor,
+    cond: Cond | None,
+    first: Prediction,
+    clip: Clip | None,
+) -> Prediction:
+    """The prediction with which a DDIM step lands where Heun's step lands: the mean of two images.
+
+    first  the prediction at t, clipped
+    """
+    last, shape = to == 0, (-1, *[1] * (x.ndim - 1))
+    ends = last.reshape(shape)  # in clean data, where nothing is predicted
+    there = level_of(teacher.schedule, to, x).mix(first.x0, first.eps)
+    there, then = torch.where(ends, x, there), torch.where(last, t, to)
+    second = teacher(there, then, cond)
+    if clip is not None:
+        second = clip(second, there, level_of(teacher.schedule, then, x))
+    mean = torch.where(ends, first.x0, (first.x0 + second.x0) / 2)
+    # eps = (x - alpha x0) / sigma, without the cancellation where the images are alike
+    level = level_of(teacher.schedule, t, x)
+    eps = first.eps - level.alpha / level.sigma * (mean - first.x0)
+    return Prediction(mean, eps)
 
 
 def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from halfstep.batch import Batch
 from halfstep.diffusion.analytic import gaussian_teacher
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import Clip, Eps, Prediction, V, X0
-from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.samplers import heun, sample
 from halfstep.diffusion.schedules import (
     Cosine,
     Karras,
@@ -73,6 +73,42 @@ def test_merged_clipped_steps_land_where_the_clipping_sampler_does(kind):
     student = ExactStudent(teacher, times, offsets=(1, 2, 3, 4), clip=clip)
     expected = sample(teacher, x, times, clip=clip)
     torch.testing.assert_close(sample(student, x, times[::4]), expected, rtol=1e-11, atol=1e-11)
+
+
+@every_schedule
+@every_reading
+@pytest.mark.parametrize("clip", [None, 0.8])
+@pytest.mark.parametrize("merged", [2, 4])
+def test_exact_students_of_heun_steps_sample_what_heun_samples(schedule, reads, clip, merged):
+    """One DDIM step of theirs lands where so many of Heun's land, the last of which is DDIM."""
+    teacher, top = wobbly_teacher(schedule, reads), 0.9 if isinstance(reads, Eps) else 1.0
+    times, noise = tuple(top * t for t in uniform(8)), torch.randn(3, 2, 5, generator=seeded())
+    expected = sample(teacher, noise, times, heun, clip=clip)
+    offsets = tuple(range(1, merged + 1))
+    student = ExactStudent(teacher, times, offsets=offsets, clip=clip, solver="heun")
+    actual = sample(student, noise, times[::merged])
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+    assert (expected - sample(teacher, noise, times, clip=clip)).abs().max() > 1e-4
+
+
+def test_only_the_first_student_has_heuns_targets():
+    teacher = DenoiserOnly(wobbly_teacher(Cosine(), V()))
+    method = Progressive(start=8, first=2, solver="heun", updates=(1,))
+    stages, plan = list(method.stages(teacher)), method.plan(teacher)
+    assert [s.objective.solver for s in stages] == ["heun", "ddim"]
+    assert [p.forwards for p in plan] == [11, 5] == [s.objective.forwards for s in stages]
+    exact = ExactRows(teacher.denoiser, uniform(8), offsets=(1, 2, 3, 4), solver="heun")
+    batch, draw = Batch(torch.randn(5, 2, 3, generator=seeded())), Draw.all(seeded(1), 5)
+    assert stages[0].objective(exact, batch, draw).max() < 1e-20
+
+
+def test_heun_is_for_teachers_that_it_samples():
+    heun = Progressive(start=4, solver="heun", target_clip=0.5)
+    teacher = wobbly_teacher(Cosine(), V())
+    with pytest.raises(ConfigError, match="only DDIM"):
+        heun.check(DenoiserOnly(teacher, clip=0.5, clipping="x0"))
+    with pytest.raises(ConfigError, match="leave solver out"):
+        Progressive(start=4, solver="heun").check(DenoiserOnly(teacher, times=(uniform(4),)))
 
 
 @pytest.mark.parametrize("first", [8, 4, 2, 1])
