@@ -134,7 +134,14 @@ class Progressive(FewStepsFromV, Halving):
         return self.solver
 
     def check(self, teacher: PipelineLike) -> None:
-        """`ConfigError` for a teacher that is sampled otherwise, or a grid that cannot be halved."""
+        """Refuse a teacher that is sampled otherwise, or a grid that cannot be halved.
+
+        Args:
+            teacher: the pipeline to distil.
+
+        Raises:
+            ConfigError: a teacher that is a student of other steps, or for another sampler or clipping.
+        """
         if self.solver != "ddim" and teacher.times:
             raise ConfigError(
                 "this teacher is a student, whose own sampler is DDIM: leave solver out"

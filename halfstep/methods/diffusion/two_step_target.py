@@ -65,8 +65,8 @@ def two_step_target(
         second: predicts at t_mid, such as a student that jumps from there to t_end.
         clip: clip the teacher's images to [-clip, clip] (which needs sigma > 0), or a `Clip`; None, as in
             the paper, does not clip. What `second` predicts is taken as it is.
-        solver: of the teacher's steps: "ddim" as in the paper, or "heun", each of which is a DDIM step with
-            the mean of two images, at its start and its end; one that ends in clean data is DDIM.
+        solver: of the teacher's steps: "ddim" as in the paper, or "heun", whose step is a DDIM step with the
+            mean of the images at its start and its end; a step that ends in clean data is DDIM.
 
     Raises:
         ConfigError: a network that predicts eps where alpha = 0, or x0 where sigma = 0.
