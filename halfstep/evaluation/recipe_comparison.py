@@ -23,11 +23,16 @@ Verdict = Literal["helps", "does not", "cannot tell"]
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """A student of one seed: its share of right answers, and how often it answers as its teacher does."""
+    """A student of one seed, and its teacher, on the test images.
+
+    accuracy   share of right answers; `teacher` is its teacher's
+    agreement  share of images with the same answer as its teacher
+    """
 
     seed: int
     accuracy: float
     agreement: float
+    teacher: float
     seconds: float
 
 
@@ -38,7 +43,6 @@ class ComparedStudent:
     terms     of its loss, each with its weight
     updates   of one seed; `forwards` are its cost, where forward and backward count 3
     accuracy  mean over the seeds, with its 95 % interval for new seeds and images
-    teacher   mean accuracy of the teachers on the same images
     """
 
     name: str
@@ -47,7 +51,11 @@ class ComparedStudent:
     forwards: float
     seeds: tuple[SeedResult, ...]
     accuracy: Interval
-    teacher: float
+
+    @property
+    def teacher(self) -> float:
+        """Mean accuracy of the teachers on the same images."""
+        return sum(result.teacher for result in self.seeds) / len(self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
