@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -16,12 +15,14 @@ from halfstep.diffusion.prediction import Clipping, Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Direction, on_schedule, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.budget import StageWork, updates_within
+from halfstep.methods.budget import largest, StageWork, updates_within
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, Uniform
 
 EDGE = 2.0**-24
 """Continuous times keep this distance from 0 and 1, where some log-SNR is infinite."""
+MOST = 10**9
+"""The most updates of a teacher by which a budget is shared out."""
 Range = tuple[float, float]
 """The lowest and the highest guidance scale."""
 
@@ -399,7 +400,8 @@ class Method:
     ) -> Self:
         """The method with the updates whose cost is at most this budget, and within 1 % of it.
 
-        The stages share it as they share the updates that the method plans without it.
+        The stages share it as they share the updates that the method plans without it; updates that it leaves
+        open are first those of the largest teacher whose plan fits, which its walks follow.
 
         Args:
             teacher: the pipeline to distil.
@@ -410,11 +412,18 @@ class Method:
         Raises:
             ConfigError: a budget that is too small, with the smallest that works.
         """
-        plan = self.plan(teacher)
-        work = [StageWork(stage.updates, ceil(stage.forwards * batch)) for stage in plan]
+
+        def fits(updates: int) -> bool:
+            return self.sized(teacher, updates).cost(teacher, batch) <= forwards
+
+        method = (
+            self if self.sized(teacher, 1) == self else self.sized(teacher, largest(fits, MOST))
+        )
+        plan = method.plan(teacher)
+        work = [StageWork(stage.updates, stage.forwards * batch) for stage in plan]
         once = sum(stage.once for stage in plan)
         named = name or type(self).__name__
-        return self.with_updates(teacher, updates_within(work, forwards, once, name=named))
+        return method.with_updates(teacher, updates_within(work, forwards, once, name=named))
 
     def cost(self, teacher: PipelineLike, batch: int) -> int:
         """The cost of all stages in forwards.

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from halfstep.data import Data
 from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
 from halfstep.evaluation.method_data import MethodComparison
@@ -11,8 +10,8 @@ from halfstep.evaluation.setups import refuse_sampler
 from halfstep.methods.default_updates import default_batch, number_of
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.training.api import sized
 from halfstep.training.progress import ProgressCallback
+from halfstep.workflows.compare_beside import completed, read_beside
 from halfstep.workflows.compare_config import CompareConfig, RUNS
 from halfstep.workflows.compare_entries import check_entry, Entry, read_entries
 from halfstep.workflows.compare_runs import Part, PreparedComparison
@@ -62,48 +61,56 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         DataError: as of `compare`.
     """
     config.folder.check()
+    config = completed(config)
     options = config.compare
-    if config.dataset.data in NO_DATA:
-        raise ConfigError(
-            "students are compared with data, and --data none has none: name data that the teacher learnt"
-        )
     entries = read_entries(
         options.methods, start=options.start, counts=options.counts, target=options.target
     )
-    if not entries:
+    if not entries and not options.beside:
         raise ConfigError(
-            "halfstep compare needs --methods: write for example progressive cached-walks"
+            "halfstep compare needs --methods, such as progressive multistep-consistency, or runs --beside"
         )
+    _refuse_without_data(config)
     teacher = find_teacher(config)
     for entry in entries:
         check_entry(entry, teacher, options.counts)
     refuse_sampler(teacher, "ddim", config.evaluation.full)
     refuse_sampler(teacher, *options.target)
+    beside = read_beside(options.beside, teacher, [entry.name for entry in entries])
     data = config.dataset.load(progress)
     teacher = config.teacher.official.decoding(teacher, data)
     rate = default_learning_rate(teacher.denoiser.net)
     training = config.training.resolved(default_batch(number_of(data)), rate)
-    budgeted = list(_budgeted(entries, teacher, data, options.budget, training.batch_size))
+    budgeted = list(_budgeted(entries, teacher, options.budget, training.batch_size))
     parts = [
         Part(entry, config.folder.out / RUNS / f"{entry.name}-seed{seed}", seed,
              entry.method.cost(teacher, training.batch_size))
         for entry in budgeted
         for seed in range(training.seed, training.seed + options.seeds)
     ]  # fmt: skip
-    return PreparedComparison(config, teacher, data, training, budgeted, parts)
+    return PreparedComparison(config, teacher, data, training, budgeted, parts, beside)
+
+
+def _refuse_without_data(config: CompareConfig) -> None:
+    if not config.dataset.data:
+        raise ConfigError("halfstep compare needs --data: name the data that the teacher learnt")
+    if config.dataset.data in NO_DATA:
+        raise ConfigError(
+            "students are compared with data, and --data none has none: name data that the teacher learnt"
+        )
 
 
 def _budgeted(
-    entries: Sequence[Entry], teacher: Pipeline, data: Data, budget: int | None, batch: int
+    entries: Sequence[Entry], teacher: Pipeline, budget: int | None, batch: int
 ) -> Iterator[Entry]:
     """The methods with the updates that the budget allows."""
-    if budget is None:
-        raise ConfigError(
-            "halfstep compare needs --budget, the forwards that each run may spend: write for example 900000"
-        )
     for entry in entries:
-        method = sized(entry.method, teacher, data, batch)
-        method = method.with_budget(teacher, budget, batch, name=f"'{entry.name}'")
+        if budget is None:
+            raise ConfigError(
+                "halfstep compare needs --budget, the forwards that each run may spend: write for example "
+                "900000"
+            )
+        method = entry.method.with_budget(teacher, budget, batch, name=f"'{entry.name}'")
         yield replace(entry, method=method)
 
 

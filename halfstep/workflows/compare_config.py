@@ -30,9 +30,10 @@ class ComparisonFolder(FolderOptions):
 class ComparisonData(DataOptions):
     """The data of all runs, which the students are compared with, too."""
 
-    data: str
+    data: str = ""
     """digits, two-moons, fashion-mnist:FOLDER, cifar10:FOLDER. Images in a folder, in tar shards (webdataset)
-    or in tables (parquet, datasets); a .npy or .npz file; a folder of latents."""
+    or in tables (parquet, datasets); a .npy or .npz file; a folder of latents. By default the data of the
+    first run beside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class ComparedTeacher:
 
     teacher: Place | None = None
     """A teacher's folder, or the run that made it. Of diffusers: a folder, a .safetensors file, or OWNER/NAME
-    on the hub."""
+    on the hub. By default that of the first run beside."""
     net: str | None = None
     """package.module:function, if the teacher's network is one of your own."""
     diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
@@ -56,6 +57,9 @@ class CompareOptions(Validated):
     """The methods: verbs of halfstep distill, presets, or TOML files of options that say method = "VERB"."""
     budget: Count | None = None
     """Forwards that each run may spend, all included: a forward counts 1, forward and backward 3."""
+    beside: tuple[Path, ...] = ()
+    """Runs of the same teacher that exist, for the same table; those that differ in their seed are one
+    method."""
     counts: tuple[Count, ...] = (8, 4, 2, 1)
     """Numbers of steps at which the students are compared."""
     start: Steps = 32
@@ -106,7 +110,7 @@ class CompareConfig:
     """Compare distillation methods at equal cost: which method for which number of steps?"""
 
     folder: ComparisonFolder
-    dataset: ComparisonData
+    dataset: ComparisonData = field(default_factory=ComparisonData)
     teacher: ComparedTeacher = field(default_factory=ComparedTeacher)
     compare: CompareOptions = field(default_factory=CompareOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -10,6 +10,7 @@ from halfstep.config import JsonObject
 from halfstep.config.fields import build, options_of, OptionValues
 from halfstep.config.preset_files import preset, preset_names
 from halfstep.config.toml import from_table, read_toml
+from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError, unknown
 from halfstep.methods import Method, METHODS
 from halfstep.methods.base import PipelineLike, StagePlan
@@ -73,7 +74,7 @@ def read_entries(
 
 
 def _entry(word: str, defaults: OptionValues, steps: int) -> Entry:
-    """The method of a word; one with a solver of its own starts with the steps of the target."""
+    """The method of a word; one that can have the target's solver has its steps, too."""
     if word in METHODS:
         return _built(word, word, {}, Path(word), defaults, steps)
     if word.endswith(".toml"):
@@ -119,9 +120,10 @@ def _built(
         )
     given = from_table(_FileOptions[kind], table, path)
     # An option without a number of its own is left: halving in steps of two is no `first`.
-    open_options = [key for key in defaults if key in own and own[key].default is not None]
-    values = {key: defaults[key] for key in open_options}
-    values |= {"start": steps} if "solver" in own else {}
+    taken = [key for key in defaults if key in own and own[key].default is not None]
+    values = {key: defaults[key] for key in taken if is_valid(defaults[key], own[key].type)}
+    if "solver" in values:  # which learns the target's trajectories
+        values["start"] = steps
     values |= {key: value for key, value in given.items() if key in own}
     method: Method = build(kind, values).build()
     return Entry(name, verb, method, tuple(key for key in given if key not in own))

@@ -15,6 +15,7 @@ from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_progress import RunProgress
 from halfstep.training.stages import RunOptions
+from halfstep.workflows.compare_beside import BesideMethod
 from halfstep.workflows.compare_config import CompareConfig
 from halfstep.workflows.compare_entries import Entry
 from halfstep.workflows.run_options import run_options_of
@@ -90,7 +91,8 @@ class Part:
 class PreparedComparison:
     """A comparison with all parts planned; nothing is written yet.
 
-    parts  one run for each method and seed, the seeds of a method together
+    parts   one run for each method and seed, the seeds of a method together
+    beside  runs that exist
     """
 
     config: CompareConfig
@@ -99,6 +101,7 @@ class PreparedComparison:
     training: TrainingConfig
     entries: Sequence[Entry]
     parts: Sequence[Part]
+    beside: Sequence[BesideMethod] = ()
 
 
 class _Keeping(ProgressCallback):

@@ -1,6 +1,7 @@
 """Measure the finished runs of a comparison, decide which method is best, and write what was found."""
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from halfstep.config import JsonObject
@@ -32,9 +33,9 @@ from halfstep.training.checks.data import read_by
 from halfstep.training.distributed import Processes
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
+from halfstep.workflows.compare_beside import options_shown
 from halfstep.workflows.compare_config import PAGE, SAMPLES
-from halfstep.workflows.compare_entries import Entry
-from halfstep.workflows.compare_runs import Part, PreparedComparison
+from halfstep.workflows.compare_runs import PreparedComparison
 from halfstep.workflows.report import machine, provenance, training_cost
 
 
@@ -87,17 +88,20 @@ def _scorer(prepared: PreparedComparison, teacher: Pipeline, progress: Progress)
 
 def _trained(prepared: PreparedComparison) -> list[TrainedMethod]:
     """The methods with their runs' students, each loaded when it is sampled."""
-    return [_runs_of(entry, prepared) for entry in prepared.entries]
-
-
-def _runs_of(entry: Entry, prepared: PreparedComparison) -> TrainedMethod:
-    folders = {part.seed: part.folder for part in prepared.parts if part.entry is entry}
+    planned = {
+        entry.name: {part.seed: part.folder for part in prepared.parts if part.entry is entry}
+        for entry in prepared.entries
+    }
+    existing = {method.name: method.runs for method in prepared.beside}
     net = prepared.config.teacher.net
+    return [_trained_in(name, runs, net) for name, runs in (planned | existing).items()]
 
+
+def _trained_in(name: str, runs: Mapping[int, Path], net: str | None) -> TrainedMethod:
     def student(seed: int, steps: int) -> Pipeline | None:
-        return _student(folders[seed], steps, net)
+        return _student(runs[seed], steps, net)
 
-    return TrainedMethod(entry.name, list(folders), student)
+    return TrainedMethod(name, list(runs), student)
 
 
 def _student(run: Path, steps: int, net: str | None) -> Pipeline | None:
@@ -112,7 +116,10 @@ def _student(run: Path, steps: int, net: str | None) -> Pipeline | None:
 def _composed(
     prepared: PreparedComparison, scorer: SampleScorer, found: Scored, device: str
 ) -> MethodComparison:
-    options = prepared.config.compare
+    options, trained = prepared.config.compare, bool(prepared.entries)
+    if not found.means:
+        counts = " or ".join(map(str, options.counts))
+        raise ConfigError(f"no run beside has a student of {counts} steps: give other --counts")
     verdicts = tuple(
         verdict_at(count, at, *found.shared[count])
         for count in options.counts
@@ -121,14 +128,14 @@ def _composed(
     return MethodComparison(
         provenance=provenance(environment(device), sys.argv),
         measure=_measurement(prepared.data, scorer, device),
-        budget=options.budget,
-        batch=prepared.training.batch_size,
+        budget=options.budget if trained else None,
+        batch=prepared.training.batch_size if trained else None,
         counts=options.counts,
-        seeds=options.seeds,
+        seeds=options.seeds if trained else max(len(method.runs) for method in prepared.beside),
         teacher=found.teacher,
         target=found.target,
-        methods=tuple(_method(prepared, part) for part in _firsts(prepared)),
-        runs=tuple(_run(prepared, part) for part in prepared.parts),
+        methods=tuple(_methods(prepared)),
+        runs=tuple(_runs(prepared)),
         rows=found.rows,
         means=found.means,
         verdicts=verdicts,
@@ -136,21 +143,21 @@ def _composed(
     )
 
 
-def _firsts(prepared: PreparedComparison) -> list[Part]:
-    """The first run of each method."""
-    return list({part.entry.name: part for part in reversed(prepared.parts)}.values())[::-1]
-
-
-def _method(prepared: PreparedComparison, part: Part) -> ComparedMethod:
-    entry = part.entry
-    options = {
-        name: plain(value) for name, value in flat(entry.method).items() if value not in (None, ())
-    }
-    command = f"distill {entry.verb}"
-    return ComparedMethod(
-        name=entry.name, command=command, options=options, planned=part.forwards,
-        learns=learnt(options),
-    )  # fmt: skip
+def _methods(prepared: PreparedComparison) -> Iterator[ComparedMethod]:
+    """Those that were trained, then the runs beside."""
+    costs = {part.entry.name: part.forwards for part in prepared.parts}
+    for entry in prepared.entries:
+        values = flat(entry.method).items()
+        options = {name: plain(value) for name, value in values if value not in (None, ())}
+        yield ComparedMethod(
+            name=entry.name, command=f"distill {entry.verb}", options=options,
+            planned=costs[entry.name], learns=learnt(options),
+        )  # fmt: skip
+    for method in prepared.beside:
+        yield ComparedMethod(
+            name=method.name, command=method.command, options=options_shown(method.options),
+            learns=learnt(method.options),
+        )  # fmt: skip
 
 
 def learnt(options: JsonObject) -> tuple[str, int] | None:
@@ -159,10 +166,16 @@ def learnt(options: JsonObject) -> tuple[str, int] | None:
     return (str(options.get("solver", "ddim")), start) if isinstance(start, int) else None
 
 
-def _run(prepared: PreparedComparison, part: Part) -> ComparedRun:
-    folder = part.folder.relative_to(prepared.config.folder.out).as_posix()
-    cost = training_cost(part.folder)
-    return ComparedRun(method=part.entry.name, seed=part.seed, folder=folder, cost=cost)
+def _runs(prepared: PreparedComparison) -> Iterator[ComparedRun]:
+    """All runs, with the cost of their training."""
+    for part in prepared.parts:
+        folder = part.folder.relative_to(prepared.config.folder.out).as_posix()
+        cost = training_cost(part.folder)
+        yield ComparedRun(method=part.entry.name, seed=part.seed, folder=folder, cost=cost)
+    for method in prepared.beside:
+        for seed, run in method.runs.items():
+            cost = training_cost(run)
+            yield ComparedRun(method=method.name, seed=seed, folder=run.as_posix(), cost=cost)
 
 
 def _measurement(data: Data, scorer: SampleScorer, device: str) -> Measurement:

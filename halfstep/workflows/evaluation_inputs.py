@@ -185,7 +185,7 @@ class EvaluationInputs:
         if other.options.get("teacher") != self.run.options.get("teacher"):
             raise ConfigError(
                 f"'{folder}' was made from another teacher than '{self.run.folder}', and only students of "
-                "one teacher share a table: compare the reports of both with --compare"
+                "one teacher share a table: leave it out"
             )
         name = folder.name or files.name_of(folder)
         for student in other.students(full=FULL_STEPS, net=self.net):

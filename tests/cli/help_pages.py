@@ -139,10 +139,12 @@ EXAMPLES = {
     ],
     "encode": ["halfstep encode runs/teacher --images photo.png --out noise.safetensors"],
     "compare": [
-        "halfstep compare --teacher runs/teacher --data digits --methods progressive stochastic "
-        "--budget 900000 --seeds 3 --out runs/compare"
+        "halfstep compare --teacher runs/teacher --data digits "
+        "--methods progressive multistep-consistency "
+        "--budget 900000 --seeds 3 --out runs/compare",
+        "halfstep compare --beside runs/a runs/b --out runs/compare",
     ],
-    "evaluate": ["halfstep evaluate runs/digits", "halfstep evaluate --compare runs/a runs/b"],
+    "evaluate": ["halfstep evaluate runs/digits"],
     "report": ["halfstep report runs/digits"],
     "completion": ["halfstep completion bash"],
     "play": ["halfstep play", "halfstep play runs/digits"],

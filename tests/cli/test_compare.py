@@ -24,7 +24,8 @@ def test_two_seeds_of_a_method(moons, cli, monkeypatch):
 
     status, out, err = cli(*words)
     assert status == 0 and not err and "2 of 2" in out
-    _, table = out.split("64 samples a student\n")
+    table, after = out.split("64 samples a student\n")[1].split("numbers ")
+    assert "halfstep export out/runs/progressive-seed0" in after
     assert "progressive" in table and all(len(line) <= 80 for line in table.splitlines())
     found = json.loads(Path("out/compare.json").read_text())
     assert [mean["steps"] for mean in found["means"]] == [2, 1]

@@ -254,8 +254,8 @@ def test_a_run_of_encoders_is_judged(cli, folder):
     assert "Encode, then decode" in (folder / "run" / "report.html").read_text()
     before = (folder / "run" / "report.html").read_bytes()
     assert cli("report run")[0] == 0 and (folder / "run" / "report.html").read_bytes() == before
-    status, _, err = cli("evaluate --compare run run")
-    assert status == 2 and "a run of encoders, which draw no samples to compare" in err
+    status, _, err = cli("compare --beside run --out both")
+    assert status == 2 and "encode images and draw none" in err
     np.savez("held.npz", images=np.zeros((4, 8, 8, 1), np.uint8), labels=np.arange(4))
     assert cli(f"{line} --held-out held.npz --counts 2")[0] == 0
     report = json.loads((folder / "run" / "report.json").read_text())["reconstruction"]

@@ -6,9 +6,9 @@ from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.prediction import Eps, V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
-from halfstep.methods import Progressive, Reparameterise, Shrink
+from halfstep.methods import CachedWalks, METHODS, Progressive, Reparameterise, Shrink
 from halfstep.methods.base import StagePlan
-from halfstep.methods.budget import least_budget, StageWork, updates_within
+from halfstep.methods.budget import largest, least_budget, StageWork, updates_within
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 
@@ -86,3 +86,37 @@ def test_a_v_teacher_is_within_the_budget():
 def test_other_methods_take_no_budget(method):
     with pytest.raises(ConfigError, match="budget"):
         method.with_updates(pipeline(), [1])
+
+
+def test_a_price_may_be_a_mean():
+    """4.75 forwards a sample at an odd batch: nothing is rounded before the end."""
+    stages = [StageWork(3, 4.75 * 3), StageWork(1, 5.0)]
+    updates = updates_within(stages, 10_000)
+    cost = updates[0] * 14.25 + updates[1] * 5
+    assert 9_900 <= cost <= 10_000 and abs(updates[0] - 3 * updates[1]) <= 2
+
+
+@pytest.mark.parametrize("bound", [1, 2, 17, 1000])
+def test_the_largest_that_fits(bound):
+    assert largest(lambda n: n <= bound, 1000) == bound
+    assert largest(lambda n: False, 1000) == 1
+
+
+def test_walks_follow_the_budget():
+    """12 noises for each update of the first student, of either budget; the budget is met with the walks."""
+    teacher, method = pipeline(), CachedWalks(start=32, first=8, stop=1, solver="ddim")
+    for budget in (900_000, 1_800_000):
+        given = method.with_budget(teacher, budget, 32)
+        assert 0.99 * budget <= given.cost(teacher, 32) <= budget
+        [first, *_] = given.plan(teacher)
+        assert first.once == 32 * given.noises
+        assert given.noises == pytest.approx(12 * first.updates, rel=0.1)  # updates of two digits
+
+
+@pytest.mark.parametrize(
+    "name", ["progressive", "stochastic", "multistep-consistency", "cached-walks"]
+)
+def test_every_method_of_few_steps_meets_a_budget(name):
+    teacher = pipeline()
+    given = METHODS[name](stop=1).with_budget(teacher, 3_000_000, 16)
+    assert 2_970_000 <= given.cost(teacher, 16) <= 3_000_000

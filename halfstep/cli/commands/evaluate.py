@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from halfstep.cli.console.next_command import say_export, say_next
+from halfstep.cli.console.next_command import say_export
 from halfstep.cli.console.progress import counting, terminal
-from halfstep.cli.console.tables import compare, print_report, say_report
+from halfstep.cli.console.tables import print_report, say_report
 from halfstep.cli.console.verdicts import print_verdict
 from halfstep.cli.parse import parse
 from halfstep.config.fields import POSITIONAL
@@ -28,8 +28,6 @@ class Evaluate:
     """The run's folder."""
     beside: tuple[Path, ...] = ()
     """Runs of the same teacher, such as its students of full size, for the table of sizes."""
-    compare: tuple[Path, ...] = ()
-    """Compare two or more runs that were evaluated."""
     teacher: Place | None = None
     """The teacher's folder, file or name, if it was moved."""
     diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
@@ -50,18 +48,13 @@ class Evaluate:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate a run and write report.json, report.npz and report.html; or compare evaluated runs."""
+    """Evaluate a run and write report.json, report.npz and report.html."""
     console = terminal()
     options = parse(Evaluate, argv, prog="halfstep evaluate")
-    if options.compare:
-        runs = [*options.run, *options.compare]
-        status = compare(console, runs)
-        say_next(console, "report", runs[0])
-        return status
     if len(options.run) != 1:
         raise ConfigError(
             f"evaluate takes one run, got {len(options.run)}: write halfstep evaluate RUN, or "
-            "--compare RUN_A RUN_B"
+            "halfstep compare --beside RUN_A RUN_B --out FOLDER"
         )
     [run] = options.run
     with counting(console, f"{options.evaluation.samples:,} samples a row") as progress:

@@ -91,6 +91,7 @@ _shtab_halfstep_compare_options=(
   "--text[Text encoder of a model that reads texts, as transformers saves it\; or a pipeline of diffusers, whose encoders are used.]:text:_files"
   "--methods[The methods\: verbs of halfstep distill, presets, or TOML files of options that say method \= \"VERB\".]:methods:"
   "--budget[Forwards that each run may spend, all included\: a forward counts 1, forward and backward 3.]:budget:"
+  "--beside[Runs of the same teacher that exist, for the same table\; those that differ in their seed are one method.]:beside:_files"
   "--counts[Numbers of steps at which the students are compared.]:counts:"
   "--start[Steps of the teacher that the methods begin with.]:start:"
   "--seeds[Runs of each method, with --seed and the numbers after it\; three tell methods from seeds.]:seeds:"
@@ -904,7 +905,6 @@ _shtab_halfstep_encode_defaults_added=0
 
 _shtab_halfstep_evaluate_options=(
   "--beside[Runs of the same teacher, such as its students of full size, for the table of sizes.]:beside:_files"
-  "--compare[Compare two or more runs that were evaluated.]:compare:_files"
   "--teacher[The teacher\'s folder, file or name, if it was moved.]:teacher:_files"
   "--teacher-config[Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file.]:teacher_config:_files"
   "--family[A .toml file on how a pipeline of diffusers calls its network, for a class that halfstep does not know.]:family:_files"

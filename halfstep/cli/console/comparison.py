@@ -3,7 +3,6 @@
 from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide, say_words
-from halfstep.cli.console.progress import say
 from halfstep.evaluation.method_data import MethodComparison, ReferenceWalk
 from halfstep.report.words.numbers import figure, interval
 
@@ -25,7 +24,7 @@ def print_comparison(console: Console, comparison: MethodComparison) -> None:
     print_wide(console, table)
     for sentence in comparison.sentences:
         say_words(console, "verdict", sentence)
-    say(
+    say_words(
         console,
         "read",
         "Fréchet distance over the teacher's and the target's; rmse to the pictures of each",

@@ -1,14 +1,11 @@
 """Reports as tables in the terminal."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from halfstep.cli.console.columns import Columns, print_wide, say_words
 from halfstep.cli.console.progress import say, span
-from halfstep.errors import ConfigError
-from halfstep.evaluation.comparable import Measured
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.evaluation.report_data import (
     AnyReport,
@@ -18,7 +15,6 @@ from halfstep.evaluation.report_data import (
     Report,
     Row,
 )
-from halfstep.evaluation.report_files import read_report
 from halfstep.evaluation.verdicts import ratio_less_floor
 from halfstep.report.plots.figures import without_figures
 from halfstep.report.plots.sizes import sizes
@@ -184,62 +180,3 @@ def reconstruction_table(reconstruction: Reconstruction) -> Columns:
 
 def _cell(interval: Interval | None) -> str:
     return "" if interval is None else str(interval)
-
-
-def compare(console: Console, folders: Sequence[Path]) -> int:
-    """Print the students of several runs at equal calls, with ratios to the first run's."""
-    if len(folders) < 2:
-        raise ConfigError("--compare takes two runs or more: write --compare RUN_A RUN_B")
-    reports = [_of_samples(folder) for folder in folders]
-    teachers = [_measured(report, report.teacher) for report in reports]
-    for teacher in teachers:
-        teacher.check_comparable(teachers[0])
-    students = [{row.calls: _measured(each, row) for row in each.students} for each in reports]
-    table = Columns("calls", *map(str, folders))
-    for calls in sorted(set().union(*students), reverse=True):
-        table.add_row(str(calls), *_cells([by_calls.get(calls) for by_calls in students]))
-    table.add_row("teacher", *_cells(teachers))
-    print_wide(console, table)
-    say(console, "read", "Fréchet distance (interval) = its ratio to the first run's")
-    return 0
-
-
-def _of_samples(folder: Path) -> Report:
-    report = read_report(folder)
-    if not isinstance(report, Report):
-        raise ConfigError(
-            f"'{folder}' is a run of encoders, which draw no samples to compare: leave it out"
-        )
-    return report
-
-
-def _cells(cells: Sequence[Measured | None]) -> list[str]:
-    """The distances, with their ratios to the first if that is surely above 0."""
-    first, texts = cells[0], []
-    for k, cell in enumerate(cells):
-        if cell is None:
-            texts.append("-")
-        elif k == 0 or first is None:
-            texts.append(str(cell.interval))
-        elif min(first.interval.low, first.interval.value) <= 0:
-            texts.append(f"{cell.interval} = ? x")
-        else:
-            texts.append(f"{cell.interval} = {cell.over(first)} x")
-    return texts
-
-
-def _measured(report: Report, row: Row) -> Measured:
-    """A row's distance, with its measurement."""
-    how = report.measure
-    return Measured(
-        row.distances.frechet_distance,
-        "Fréchet distance",
-        how.features,
-        how.digest,
-        how.preprocessing,
-        how.samples,
-        how.data,
-        how.real,
-        how.floor or None,
-        how.guidance_scale,
-    )
