@@ -1,6 +1,6 @@
-"""Test a report's claims on compared students: means, paired differences, verdicts, a page, a picture.
+"""Test a report's claims on rows of accuracies: means, paired differences, verdicts, a page, a picture.
 
-knowledge_distillation_report.py makes the comparison of each data set, by `compare_students`.
+knowledge_distillation_report.py makes the rows, {"data", "experiment", "seed", "accuracy"}.
 """
 
 import math
@@ -50,6 +50,14 @@ def estimate(values):
     error = stdev(values) / math.sqrt(n)
     half = float(student_t.ppf(0.975, n - 1)) * error
     return Estimate(mean, error, mean - half, mean + half, n)
+
+
+def paired_difference(rows, a, b):
+    """Accuracy of `a` less that of `b`, seed by seed; None if no seed has both."""
+    accuracy = {(row["experiment"], row["seed"]): row["accuracy"] for row in rows}
+    seeds = sorted({seed for _, seed in accuracy})
+    both = [s for s in seeds if (a, s) in accuracy and (b, s) in accuracy]
+    return estimate([accuracy[a, s] - accuracy[b, s] for s in both]) if both else None
 
 
 def surely_above(differences):
@@ -130,38 +138,20 @@ OTHER_PAIRS = [
 """Further pairs of interest, without a claim."""
 
 
-def all_pairs():
-    """Every pair of experiments whose accuracies are compared."""
-    return list(dict.fromkeys([pair for claim in CLAIMS for pair in claim.pairs] + OTHER_PAIRS))
-
-
-def accuracies(comparison):
-    """The accuracies of every teacher and experiment, by seed."""
-    students = {
-        student.name: [result.accuracy for result in student.seeds]
-        for student in comparison.students
-    }
-    teachers = {}
-    for student in comparison.students:
-        which = "second" if "second teacher" in student.name else "first"
-        if "both" not in student.name:
-            teachers[f"teacher, {which}"] = [result.teacher for result in student.seeds]
-    return {**teachers, **students}
-
-
-def result(comparison, data):
+def result(rows, data):
     """All results of one data set, as JSON."""
-    differences = {
-        (gain.student, gain.control): estimate(gain.differences) for gain in comparison.gains
-    }
+    rows = [row for row in rows if row["data"] == data]
+    names = list(dict.fromkeys(row["experiment"] for row in rows))
+    scores = {n: [row["accuracy"] for row in rows if row["experiment"] == n] for n in names}
+    pairs = dict.fromkeys([pair for claim in CLAIMS for pair in claim.pairs] + OTHER_PAIRS)
+    differences = {pair: paired_difference(rows, *pair) for pair in pairs}
     return {
         "data": data,
-        "accuracies": {
-            name: asdict(estimate(values)) for name, values in accuracies(comparison).items()
-        },
+        "accuracies": {name: asdict(estimate(values)) for name, values in scores.items()},
         "differences": [
             {"of": a, "less": b, **asdict(d), "beyond two standard errors": d.significant}
             for (a, b), d in differences.items()
+            if d is not None
         ],
         "claims": [
             {"claim": c.text, "verdict": verdict(c, differences), "report": c.report}
@@ -172,7 +162,7 @@ def result(comparison, data):
 
 def verdict(claim, by_pair):
     """The verdict on one claim, from the differences of its pairs."""
-    differences = [by_pair.get(pair) for pair in claim.pairs]
+    differences = [by_pair[pair] for pair in claim.pairs]
     if any(d is None or d.seeds < 3 for d in differences):
         return UNMEASURED
     return claim.rule(differences)
@@ -206,15 +196,19 @@ def interval(value):
     return f"{100 * value['low']:.2f} to {100 * value['high']:.2f}"
 
 
-def draw(comparisons, path):
+def draw(rows, names, path):
     """Draw a panel for each data set: a point for each seed, a bar at their mean."""
-    by = {name: accuracies(comparison) for name, comparison in comparisons.items()}
-    figure = Figure(figsize=(5.2 * len(by) + 2.4, 8.4), layout="constrained")
-    order = list(dict.fromkeys(experiment for scores in by.values() for experiment in scores))
-    panels = figure.subplots(1, len(by), sharey=True, squeeze=False)[0]
-    for axis, (name, scores) in zip(panels, by.items(), strict=True):
+    figure = Figure(figsize=(5.2 * len(names) + 2.4, 8.4), layout="constrained")
+    order = list(dict.fromkeys(row["experiment"] for row in rows))
+    for axis, name in zip(
+        figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
+    ):
         for k, experiment in enumerate(order):
-            values = [100 * accuracy for accuracy in scores.get(experiment, ())]
+            values = [
+                100 * row["accuracy"]
+                for row in rows
+                if (row["data"], row["experiment"]) == (name, experiment)
+            ]
             if not values:
                 continue
             kind = {"teacher", "scratch"}.intersection(experiment.split(", "))

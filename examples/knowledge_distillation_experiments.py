@@ -6,27 +6,10 @@ from functools import lru_cache
 import torch
 
 import halfstep
-from halfstep import Augmentation, Dataset, load_classifier, train_classifier, TrainingConfig
+from halfstep import Augmentation, Dataset
 from halfstep.data.label_subsets import confident_rows
-from halfstep.methods import KnowledgeDistillation
-from halfstep.methods.classifiers.recipes import recipe
-from halfstep.methods.classifiers.supervised import Classification
-from halfstep.models.classifiers.checkpoint import initialise
-from halfstep.models.classifiers.ensemble import Teachers
-from halfstep.models.classifiers.registry import build_classifier, infer_classifier_config
-from halfstep.rng import fork_rng, key
-from halfstep.training.classifiers.logit_cache import cached_logits
-from halfstep.workflows.distill_classifier import (
-    ClassifierDistillation,
-    ClassifierTeacherOptions,
-    DistillClassifierConfig,
-    RecipeOptions,
-)
-from halfstep.workflows.options import DataOptions, FolderOptions
-from halfstep.workflows.student_runs import logits_folder
+from halfstep.rng import key
 
-FIRST = {"digits": "features", "fashion-mnist": "toy-teacher"}
-"""The first teacher for each data set: small, and trained on the students' labelled images."""
 DIGITS, FASHION = "digits", "fashion-mnist"
 HELD_OUT = 1000
 """Validation images of the 1,797 digits; Fashion-MNIST has test images."""
@@ -169,67 +152,3 @@ def filter_rows(probabilities, *, even):
         return rows
     counts = probabilities[rows].argmax(1).bincount()
     return confident_rows(probabilities, threshold=SURE, per_class=int(counts[counts > 0].min()))
-
-
-def teacher_folder(options, name, seed, which):
-    """Folder of the run of a teacher, first or second."""
-    return options.out / name / "teachers" / which / f"seed-{seed}"
-
-
-def train_teacher(options, name, seed, which):
-    """Train a teacher on the seed's labelled images."""
-    images = seed_data(name, seed, options).labelled
-    scale = 10 if options.full else 1
-    with fork_rng(key(seed, 2)):
-        if which == "first":
-            config = infer_classifier_config(FIRST[name], images.shape, images.num_classes)
-            network = build_classifier(FIRST[name], config)
-            updates, rate = 5 * options.updates, 2e-3
-        else:
-            config = {"num_classes": images.num_classes, "side": options.side}
-            network = build_classifier("efficientnet-lite0", config)
-            initialise(network, "imagenet")
-            updates, rate = max(1, options.updates // 4), 1e-3
-    train_classifier(
-        network, images, teacher_folder(options, name, seed, which),
-        method=Classification(updates=updates * scale), training=training(options, seed, rate),
-    )  # fmt: skip
-
-
-def training(options, seed, rate, schedule="linear", decay=0.0):
-    return TrainingConfig(
-        batch_size=options.batch, learning_rate=rate, learning_rate_schedule=schedule,
-        weight_decay=decay, seed=seed, save_every=1000, log_every=250,
-    )  # fmt: skip
-
-
-def prepare_student(options, name, experiment, seed):
-    """A student that is ready for training, with the seed's images, teachers and initial weights."""
-    images, home = seed_data(name, seed, options), options.out / name
-    folders = tuple(teacher_folder(options, name, seed, which) for which in experiment.teachers)
-    teacher = Teachers(*map(load_classifier, folders))
-
-    def unlabelled_probabilities():
-        place = home / "teacher-logits" / f"unlabelled-{seed}-{teacher.digest[:16]}"
-        return cached_logits(place, teacher, images.unlabelled).table[0].softmax(1)
-
-    data = training_data(experiment, images, seed, name, unlabelled_probabilities)
-    with fork_rng(key(seed, 3)):
-        config = infer_classifier_config(experiment.student, data.shape, data.num_classes)
-        student = build_classifier(experiment.student, config)
-    updates = options.updates * experiment.updates_factor * (10 if options.full else 1)
-    rate = options.rate / experiment.rate_divisor
-    terms = {key: str(value) for key, value in experiment.config.items()}
-    config = DistillClassifierConfig(
-        folder=FolderOptions(out=home / experiment.name / f"seed-{seed}"),
-        dataset=DataOptions(data=options.data if name == FASHION else DIGITS),
-        networks=ClassifierTeacherOptions(teacher=folders, net=experiment.student),
-        recipe=RecipeOptions(recipe=experiment.recipe, recipe_config=terms, updates=updates),
-        training=training(options, seed, rate, "constant", experiment.weight_decay),
-    )
-    method = KnowledgeDistillation(
-        terms=recipe(experiment.recipe, experiment.config), updates=updates
-    )
-    prepared = ClassifierDistillation(config, method, teacher, student, data, images.validation)
-    cache = logits_folder(home, prepared)
-    return replace(prepared, config=replace(config, recipe=replace(config.recipe, cache=cache)))

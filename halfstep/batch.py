@@ -65,7 +65,7 @@ class Cond:
     t_end: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        """The conditions of these samples."""
+        """The conditions of these samples: a slice, or int64 [n]."""
         _refuse_other_rows(self)
         return _each(self, lambda value: value[rows])
 

@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
             "multistep-consistency": "jump to the ends of segments (Heek et al. 2024)",
+            "parallel-decoding": "one student of many steps or few, with a head for each (PDD 2026)",
             "cached-walks": "land where the teacher's trajectories land (Luhman & Luhman 2021)",
             "guided": "fold guidance into one call a step, then halve the steps (Meng et al. 2023)",
             "stochastic": "halve the steps of the stochastic sampler (Meng et al. 2023)",

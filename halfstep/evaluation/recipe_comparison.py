@@ -23,16 +23,11 @@ Verdict = Literal["helps", "does not", "cannot tell"]
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """A student of one seed, and its teacher, on the test images.
-
-    accuracy   share of right answers; `teacher` is its teacher's
-    agreement  share of images with the same answer as its teacher
-    """
+    """A student of one seed: its share of right answers, and how often it answers as its teacher does."""
 
     seed: int
     accuracy: float
     agreement: float
-    teacher: float
     seconds: float
 
 
@@ -43,6 +38,7 @@ class ComparedStudent:
     terms     of its loss, each with its weight
     updates   of one seed; `forwards` are its cost, where forward and backward count 3
     accuracy  mean over the seeds, with its 95 % interval for new seeds and images
+    teacher   mean accuracy of the teachers on the same images
     """
 
     name: str
@@ -51,11 +47,7 @@ class ComparedStudent:
     forwards: float
     seeds: tuple[SeedResult, ...]
     accuracy: Interval
-
-    @property
-    def teacher(self) -> float:
-        """Mean accuracy of the teachers on the same images."""
-        return sum(result.teacher for result in self.seeds) / len(self.seeds)
+    teacher: float
 
 
 @dataclass(frozen=True, kw_only=True)

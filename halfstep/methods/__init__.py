@@ -8,6 +8,7 @@ from halfstep.methods.diffusion.denoising import Denoising
 from halfstep.methods.diffusion.encoder import Encoder
 from halfstep.methods.diffusion.guided import GuidedDistillation
 from halfstep.methods.diffusion.multistep_consistency import MultistepConsistency
+from halfstep.methods.diffusion.parallel_decoding import ParallelDecoding
 from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.reparameterise import Reparameterise
 from halfstep.methods.diffusion.shrink import Shrink
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "stochastic": Stochastic,
     "multistep-consistency": MultistepConsistency,
     "cached-walks": CachedWalks,
+    "parallel-decoding": ParallelDecoding,
     "encoder": Encoder,
     "reparameterise": Reparameterise,
     "shrink": Shrink,
@@ -39,6 +41,7 @@ __all__ = [
     "Method",
     "MultistepConsistency",
     "Objective",
+    "ParallelDecoding",
     "PipelineLike",
     "Progressive",
     "Reparameterise",

@@ -105,6 +105,13 @@ class Objective:
         """
         return self
 
+    def from_noise(self) -> "Objective | None":
+        """The objective on the student's own walks from noise, which reads no data.
+
+        Without data, others are computed at states of walks (`halfstep.methods.diffusion.walks`): None.
+        """
+        return None
+
     def measure(self, student: Any, batch: Batch, draw: Draw) -> JsonObject:
         """Numbers for the log, by name.
 
@@ -333,8 +340,11 @@ class Method:
                 )
             refuse_other_sampler(teacher, stage)
 
-    def check_without_data(self) -> None:
+    def check_without_data(self, walk: str = "teacher") -> None:
         """Refuse a method that cannot be distilled without data.
+
+        Args:
+            walk: the network that walks from noise, teacher or student.
 
         Raises:
             ConfigError: the method compares with data or starts from them.

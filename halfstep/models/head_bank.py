@@ -144,9 +144,9 @@ def check_heads(heads: int) -> None:
         )
 
 
-def reads_heads(net: nn.Module) -> bool:
-    """Whether a network has a bank of heads, and reads `Cond.heads`."""
-    return "heads" in getattr(net, "reads", ())
+def heads_of(net: nn.Module) -> int:
+    """The number of heads of a network's bank, whose weights it reads as `Cond.heads`; 0 without one."""
+    return next((part.heads for part in net.modules() if isinstance(part, HeadBank)), 0)
 
 
 def _copies(value: Tensor, heads: int) -> Tensor:

@@ -19,6 +19,7 @@ from halfstep.diffusion.samplers import (
     calls,
     ddim,
     Fresh,
+    InBlocks,
     PREFIX,
     PublishedScheduler,
     sample,
@@ -38,8 +39,15 @@ from halfstep.rng import key, sample_noise
 
 FLOW_MAP = "flow-map"
 """DDIM steps of a network that is told where each of them ends."""
-TOLD: dict[str, Callable[[Denoises, Times], Denoises]] = {FLOW_MAP: TowardNext}
-"""Samplers whose networks are told more at each DDIM step: the denoiser on a grid that tells them."""
+PARALLEL_DECODING = "parallel-decoding"
+"""DDIM steps of a network with a head for each fine step, told which of them a step combines."""
+TOLD: dict[str, Callable[[Denoises, Times, Times], Denoises]] = {
+    FLOW_MAP: lambda model, times, fine: TowardNext(model, times),
+    PARALLEL_DECODING: InBlocks,
+}
+"""Samplers whose networks are told more at each DDIM step: the denoiser on a grid, and of these fine times,
+that tells them."""
+_WHAT = {FLOW_MAP: "where each step ends", PARALLEL_DECODING: "which heads each step combines"}
 NAMES = (*STEPS, *SAMPLER_PRESETS, "ancestral", "stochastic", *TOLD, SCHEDULER)
 HAVE_GRIDS = (*SAMPLER_PRESETS, SCHEDULER)
 """Samplers with a grid of their own."""
@@ -90,8 +98,8 @@ def check_student(sampler: str, trained_for: str, direction: Direction) -> None:
         )
     if trained_for in TOLD and sampler != trained_for:
         raise ConfigError(
-            f"this student was distilled for the sampler '{trained_for}', which tells its network where "
-            f"each step ends, and '{sampler}' does not: write sampler='{trained_for}'"
+            f"this student was distilled for the sampler '{trained_for}', which tells its network "
+            f"{_WHAT[trained_for]}, and '{sampler}' does not: write sampler='{trained_for}'"
         )
     if trained_for == "stochastic" and sampler != trained_for:
         raise ConfigError(
@@ -104,7 +112,7 @@ def refuse_untold(sampler: str, times: tuple[Times, ...]) -> None:
     """`ConfigError` for the sampler of another kind of student than this network is."""
     if sampler in TOLD and not times:
         raise ConfigError(
-            f"the sampler '{sampler}' tells a network where each step ends, and this one is not told: write "
+            f"the sampler '{sampler}' tells a network {_WHAT[sampler]}, and this one is not told: write "
             "sampler='ddim'"
         )
 
@@ -154,6 +162,7 @@ def student_grid(
             f"'{sampler}' has a grid of its own, and so has a student: write sampler='ddim'"
         )
     counts = {len(times) - 1: times for times in grids}
+    fine = finest(grids, trained_for, fine)
     if fine and steps >= min(counts) and (mixed := in_spans(fine, steps)) is not None:
         return counts.get(steps, mixed)
     if trained_for == "stochastic" and 2 in counts:  # its one call at t = 1 spans both steps
@@ -165,6 +174,14 @@ def student_grid(
             f"{served or ' or '.join(map(str, sorted(counts)))}"
         )
     return counts[steps]
+
+
+def finest(grids: tuple[Times, ...], trained_for: str, fine: Times) -> Times:
+    """The grid whose steps a student of `fine_times` takes any number of: its own with the most steps.
+
+    A flow map's steps may be fine ones; heads are only trained for the blocks of their grids.
+    """
+    return max(grids, key=len) if fine and trained_for == PARALLEL_DECODING else fine
 
 
 def check_edit(sampler: str, *, masked: bool) -> None:
@@ -190,11 +207,13 @@ def sampler_fn(
     variance: float,
     around: Callable[[Step], Step] = lambda step: step,
     published: PublishedScheduler | None = None,
+    fine: Times = (),
 ) -> Callable[..., Tensor]:
     """`sample` or `sample_with_scheduler` with this sampler; its noise depends only on (seed, image).
 
     around     wraps each of `sample`'s steps
     published  the pipeline's scheduler, for the sampler of that name
+    fine       the pipeline's fine times, for a sampler of `TOLD`
     """
     if sampler == SCHEDULER and published is not None:
         generators = [torch.Generator().manual_seed(key(seed, k)) for k in ids]
@@ -206,13 +225,16 @@ def sampler_fn(
     step = _step(sampler, _fresh(seed, ids, shape), times, schedule, variance)
     draw = partial(sample, step=around(step))
     return lambda model, noise, times, **options: draw(
-        told(model, sampler, times), noise, times, **options
+        told(model, sampler, times, fine), noise, times, **options
     )
 
 
-def told(model: Denoises, sampler: str, times: Times) -> Denoises:
-    """The model on this grid: of a sampler of `TOLD` one that is told more at each step."""
-    return TOLD[sampler](model, times) if sampler in TOLD else model
+def told(model: Denoises, sampler: str, times: Times, fine: Times) -> Denoises:
+    """The model on this grid: of a sampler of `TOLD` one that is told more at each step.
+
+    fine  the pipeline's fine times
+    """
+    return TOLD[sampler](model, times, fine) if sampler in TOLD else model
 
 
 def _step(sampler: str, fresh: Fresh, times: Times, schedule: Schedule, variance: float) -> Step:

@@ -165,7 +165,8 @@ class SamplingPipeline(PipelineFields):
             z, pixels = z.to(device), start[rows].to(device)
             inputs = pixels.of_model(self.codec)
             draw = sampler_fn(
-                sampler, seed, ids, self.shape, times, schedule, variance, inputs.around(z), self.scheduler
+                sampler, seed, ids, self.shape, times, schedule, variance, inputs.around(z),
+                self.scheduler, self.fine_times,
             )  # fmt: skip
             model, cond = inputs_of(rows)
             z = inputs.begin(schedule, z, times[0])

@@ -91,6 +91,7 @@ def _student_rows(comparison: RecipeComparison) -> Rows:
             "terms": ", ".join(student.terms),
             "updates": student.updates,
             "forwards": student.forwards,
+            "teacher": student.teacher,
             **asdict(result),
         }
         for student in comparison.students

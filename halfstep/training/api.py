@@ -140,7 +140,7 @@ def distill(
     lora = validate("lora", lora, Lora | None)
     method.check(teacher)
     if is_no_data(data):
-        method.check_without_data()
+        method.check_without_data(walker_of(data))
     verb = next((name for name, kind in METHODS.items() if type(method) is kind), "own")
     run = _PipelineRun.on(teacher, training, job)
     refuse_half(teacher, run.autocast, lora)
@@ -199,6 +199,11 @@ def _frozen(net: nn.Module) -> Iterator[None]:
 def is_no_data(data: DataLike) -> bool:
     """Whether there are no data, by name or as `NoData`."""
     return spec_of(data) in NO_DATA
+
+
+def walker_of(data: DataLike) -> str:
+    """The network that walks without data, teacher or student."""
+    return data.walk if isinstance(data, NoData) else NoData.named(str(data)).walk
 
 
 def refuse_teacher(method: Method, teacher: Pipeline, lora: Lora | None = None) -> None:

@@ -8,6 +8,7 @@ from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.lora_file import digest_of_adapter, is_lora, read_lora
+from halfstep.pipeline.samplers import finest
 from halfstep.pipeline.saving import read_description
 from halfstep.training.gate_record import DecisionRecord, GateRecord
 
@@ -71,7 +72,9 @@ def _steps_of(folder: Path) -> list[int]:
     """The numbers of steps that a stage's pipeline can take."""
     about = read_description(folder)
     if fine := tuple(about.get("fine_times", ())):
-        fewest = min(len(times) - 1 for times in about["times"])
+        grids = tuple(tuple(times) for times in about["times"])
+        fine = finest(grids, about.get("sampler", "ddim"), fine)
+        fewest = min(len(times) - 1 for times in grids)
         return [n for n in range(fewest, len(fine)) if in_spans(fine, n)]
     counts = [len(times) - 1 for times in about["times"]]
     if about.get("sampler") == "stochastic" and 2 in counts:

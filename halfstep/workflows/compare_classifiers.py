@@ -18,7 +18,13 @@ from halfstep.methods.classifiers.terms import Temperature
 from halfstep.progress import Progress, SILENT
 from halfstep.training import TrainingConfig
 from halfstep.training.run_folder import RunFolder
-from halfstep.workflows.compared_students import compare_students
+from halfstep.workflows.compared_students import (
+    compare_students,
+    ComparedRun,
+    logits_folder,
+    plan_students,
+    StudentPlan,
+)
 from halfstep.workflows.distill_classifier import (
     ClassifierDistillation,
     ClassifierTeacherOptions,
@@ -29,7 +35,6 @@ from halfstep.workflows.distill_classifier import (
     RecipeOptions,
 )
 from halfstep.workflows.options import DataOptions, FolderOptions
-from halfstep.workflows.student_runs import ComparedRun, logits_folder, plan_students, StudentPlan
 from halfstep.workflows.train_classifier import ImageOptions, share_of, WITH_TEST
 
 PLAIN = "plain"
@@ -59,8 +64,6 @@ class ComparedRecipeOptions(Validated):
     help."""
     logits: bool = True
     """Keep the teacher's logits in OUT/teacher-logits, computed once, where recipe and images allow it."""
-    workers: Count = 1
-    """Students that are trained at once, each in a process of one thread. 1 trains them one after another."""
     unlabelled: bool = False
     """With --labels-per-class: keep the other images, without their labels."""
 
@@ -125,8 +128,7 @@ class ClassifierComparisonRun:
         """
         return compare_students(
             self.students, self.pairs, self.seeds, self.config.folder.out,
-            margin=self.config.recipe.margin, cautions=self.cautions,
-            workers=self.config.recipe.workers, progress=progress,
+            margin=self.config.recipe.margin, cautions=self.cautions, progress=progress,
         )  # fmt: skip
 
 

@@ -1,15 +1,19 @@
 """Train the students of a comparison, each in a run of its own, and score them on the same test images."""
 
+import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
+from halfstep.config.fields import flat
+from halfstep.data import Data, Dataset
 from halfstep.errors import ConfigError
+from halfstep.evaluation.metrics.classification import answers
 from halfstep.evaluation.metrics.crossed_mean import crossed_mean
 from halfstep.evaluation.recipe_comparison import (
     all_gains,
@@ -18,23 +22,75 @@ from halfstep.evaluation.recipe_comparison import (
     LEVEL,
     RecipeComparison,
     save_comparison,
+    SeedResult,
 )
+from halfstep.methods.base import Stage
+from halfstep.methods.classifiers.feature_terms import pairs_of
 from halfstep.progress import expected, Progress, SILENT
 from halfstep.report.recipes_page import write_recipes_page
+from halfstep.training import TrainingConfig
 from halfstep.training.distributed import pick_device, Processes
+from halfstep.training.progress import ProgressCallback
+from halfstep.training.run_config import write_config
+from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
+from halfstep.training.stages import DryRunFinished
 from halfstep.workflows.distill_classifier import ClassifierDistillation
+from halfstep.workflows.dry_run import seconds_per_update
 from halfstep.workflows.report import provenance
-from halfstep.workflows.student_runs import (
-    ComparedRun,
-    ScoredStudent,
-    terms_of,
-    trained_and_scored,
-    tried,
-)
-from halfstep.workflows.worker_pool import in_processes
+from halfstep.workflows.run_options import run_options_of
 
+STAGE = "student"
+"""The only stage of a run of `halfstep distill knowledge`."""
 PAGE = "compare.html"
+ROWS = 64
+"""Images that are scored at a time: twice as fast on a CPU as 512."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A student in a comparison: its name, and what prepares its run with a seed."""
+
+    name: str
+    prepare: Callable[[int], ClassifierDistillation]
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """The cost of a student's runs.
+
+    terms     of its loss, each with its weight
+    done      seeds that are finished
+    forwards  of one seed; forward and backward count 3
+    seconds   of one seed, an estimate
+    """
+
+    name: str
+    terms: tuple[str, ...]
+    updates: int
+    forwards: float
+    seconds: float
+    done: int
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A student of one seed on the test images."""
+
+    result: SeedResult
+    right: Tensor
+    teacher: float
+    prepared: ClassifierDistillation
+    forwards: float
+
+
+def plan_students(students: Sequence[ComparedRun], seeds: Sequence[int]) -> list[StudentPlan]:
+    """Try each student's first run, with all its checks, and say the cost; nothing is written.
+
+    Raises:
+        ConfigError: a run cannot be begun or continued.
+    """
+    return [_plan(student, seeds, timed=True) for student in students]
 
 
 def compare_students(
@@ -45,7 +101,6 @@ def compare_students(
     *,
     margin: float = 0.0,
     cautions: Sequence[str] = (),
-    workers: int = 1,
     progress: Progress = SILENT,
 ) -> RecipeComparison:
     """Train what is missing, score all students, and write OUT/compare.json and OUT/compare.html.
@@ -57,7 +112,6 @@ def compare_students(
         out: the folder of the comparison.
         margin: the smallest gain of accuracy that matters.
         cautions: sentences for the reader.
-        workers: students that are trained at once, each in a process of one thread; 1 trains them here.
         progress: counts updates; its notes say the accuracy of each student.
 
     Raises:
@@ -65,110 +119,130 @@ def compare_students(
         Stopped: Ctrl-C or SIGTERM; the same call goes on.
     """
     _refuse_several_processes()
-    # All are tried, so that no run begins before all could.
-    firsts = {student.name: tried(student, seeds[0])[0] for student in students}
-    updates = {name: first.method.updates for name, first in firsts.items()}
-    progress = _Once(expected(progress, sum(updates.values()) * len(seeds)))
-    jobs = [(student, seed) for student in students for seed in seeds]
-    scored = dict[str, list[ScoredStudent]]()
-    for (student, seed), one in zip(
-        jobs, _all_scored(jobs, updates, workers, progress), strict=True
-    ):
-        progress.note(f"{student.name}, seed {seed}: {100 * one.result.accuracy:.2f} % right")
-        if (test := scored.get(students[0].name, [one])[0].test) != one.test:
-            raise ConfigError(
-                f"'{student.name}' of seed {seed} has other test images ({one.test}) than those before it "
-                f"({test}): students are compared on the same ones"
-            )
-        scored.setdefault(student.name, []).append(one)
-    comparison = _comparison(firsts, scored, pairs, margin, cautions)
+    for student in students:  # so that no run begins before all could
+        _plan(student, seeds, timed=False)
+    scored, teachers = dict[str, list[_Scored]](), dict[str, Tensor]()
+    updates = [student.prepare(seeds[0]).method.updates for student in students]
+    whole = _Once(expected(progress, sum(updates) * len(seeds)))
+    test: str | None = None
+    for student in students:
+        for seed in seeds:
+            one = _trained_and_scored(student, seed, teachers, whole)
+            held_out = _test_images(one.prepared)
+            test = test or held_out.fingerprint()[:16]
+            if held_out.fingerprint()[:16] != test:
+                raise ConfigError(
+                    f"'{student.name}' of seed {seed} has other test images than those before it: students "
+                    "are compared on the same ones"
+                )
+            scored.setdefault(student.name, []).append(one)
+    comparison = _comparison(scored, pairs, margin, cautions)
     save_comparison(comparison, out)
     write_recipes_page(comparison, out / PAGE)
     return comparison
 
 
-def _all_scored(
-    jobs: Sequence[tuple[ComparedRun, int]],
-    updates: Mapping[str, int],
-    workers: int,
-    progress: Progress,
-) -> Iterator[ScoredStudent]:
-    """Train and score the students, here or in processes.
+def logits_folder(out: Path, prepared: ClassifierDistillation) -> Path | None:
+    """OUT/teacher-logits/NAME for the teacher's logits of these images; None where logits cannot be kept."""
+    data, teacher, method = prepared.data, prepared.teacher, prepared.method
+    if not method.uses_teacher or pairs_of(method.live) or data.views is None:
+        return None
+    pictures = replace(data, labels=None, names=()).fingerprint()
+    about = f"{teacher.digest} {pictures} {data.augmentation or data.flip}"
+    return out / "teacher-logits" / hashlib.sha256(about.encode()).hexdigest()[:16]
 
-    updates  of each student, by name
+
+def _trained_and_scored(
+    student: ComparedRun, seed: int, teachers: dict[str, Tensor], progress: Progress
+) -> _Scored:
+    """Train the student of a seed, or read it if it is finished, and score it.
+
+    teachers  logits of the teachers on the test images by their digest, to which a new teacher's are added
     """
-    if workers == 1:
-        for student, seed in jobs:
-            yield trained_and_scored(student, seed, progress)
-        return
-    calls = [partial(_in_a_process, student, seed) for student, seed in jobs]
-    for (student, _), one in zip(jobs, in_processes(calls, workers), strict=True):
-        for note in one.notes:
-            progress.note(note)
-        progress.advance(updates[student.name])
-        yield one
-
-
-def _in_a_process(student: ComparedRun, seed: int) -> ScoredStudent:
-    notes = _Notes()
-    return replace(trained_and_scored(student, seed, notes), notes=tuple(notes.texts))
+    prepared = student.prepare(seed)
+    callback = _Updates(prepared, progress)
+    net = prepared.run(run_options_of(prepared.config, callback=callback))
+    callback.finish()
+    held_out = _test_images(prepared)
+    logits, labels = answers(net, held_out, batch=ROWS)
+    if (digest := prepared.teacher.digest) not in teachers:
+        teachers[digest] = answers(prepared.teacher, held_out, batch=ROWS)[0].argmax(1)
+    guess, taught = logits.argmax(1), teachers[digest]
+    right = guess == labels
+    cost = RunFolder(prepared.config.folder.out).cost
+    assert cost is not None
+    result = SeedResult(
+        seed=seed,
+        accuracy=_share(right),
+        agreement=_share(guess == taught),
+        seconds=cost["seconds"],
+    )
+    progress.note(f"{student.name}, seed {seed}: {100 * result.accuracy:.2f} % right")
+    return _Scored(result, right, _share(taught == labels), prepared, cost["forwards"])
 
 
 def _comparison(
-    firsts: Mapping[str, ClassifierDistillation],
-    scored: Mapping[str, Sequence[ScoredStudent]],
+    scored: dict[str, list[_Scored]],
     pairs: Sequence[tuple[str, str]],
     margin: float,
     cautions: Sequence[str],
 ) -> RecipeComparison:
-    """The table of the students, and the gain of each pair.
-
-    firsts  each student as it was prepared with the first seed
-    """
+    """The table of the students, and the gain of each pair."""
     right = {name: torch.stack([one.right for one in ones]) for name, ones in scored.items()}
-    config = next(iter(firsts.values())).config
-    named = dict.fromkeys(f for first in firsts.values() for f in first.config.networks.teacher)
-    nets = dict.fromkeys(first.config.networks.net for first in firsts.values())
+    first = next(iter(scored.values()))[0].prepared
+    config, held_out = first.config, _test_images(first)
+    device = str(pick_device(config.folder.device))
     return RecipeComparison(
         data=config.dataset.data,
         validate=config.images.validate or "",
-        images=next(iter(right.values())).shape[1],
-        test=next(iter(scored.values()))[0].test,
-        teachers=tuple(map(str, named)),
-        net=", ".join(nets),
+        images=len(held_out),
+        test=held_out.fingerprint()[:16],
+        teachers=tuple(map(str, config.networks.teacher)),
+        net=config.networks.net,
         level=LEVEL,
         gain_level=gain_level(len(pairs)),
         margin=margin,
-        students=tuple(_row(name, firsts[name], scored[name], right[name]) for name in scored),
+        students=tuple(_row(name, ones, right[name]) for name, ones in scored.items()),
         gains=all_gains(pairs, right, margin=margin),
         cautions=tuple(cautions),
-        provenance=provenance(environment(str(pick_device(config.folder.device))), sys.argv),
+        provenance=provenance(environment(device), sys.argv),
     )
 
 
-def _row(
-    name: str, first: ClassifierDistillation, scored: Sequence[ScoredStudent], right: Tensor
-) -> ComparedStudent:
+def _row(name: str, scored: Sequence[_Scored], right: Tensor) -> ComparedStudent:
     """A student's row of the table."""
+    method = scored[0].prepared.method
     return ComparedStudent(
         name=name,
-        terms=terms_of(first.method.live),
-        updates=first.method.updates,
+        terms=_terms(method.live),
+        updates=method.updates,
         forwards=scored[0].forwards,
         seeds=tuple(one.result for one in scored),
         accuracy=crossed_mean(right).interval(LEVEL, least=0.0),
+        teacher=sum(one.teacher for one in scored) / len(scored),
     )
 
 
-class _Notes:
-    """A progress that keeps its notes and counts nothing."""
+def _plan(student: ComparedRun, seeds: Sequence[int], *, timed: bool) -> StudentPlan:
+    """The plan of a student; its first run is tried."""
+    first = student.prepare(seeds[0])
+    _test_images(first)
+    cost = list[tuple[float, float]]()
 
-    def __init__(self) -> None:
-        self.texts = list[str]()
-        self.note = self.texts.append
+    def measure(
+        stages: Iterator[Stage], data: Data, training: TrainingConfig, processes: Processes
+    ) -> None:
+        stage = next(stages)
+        seconds = seconds_per_update(stage, data, training, processes.device)[0] if timed else 0.0
+        forwards = stage.objective.cost(stage.updates, training.batch_size)
+        cost.append((forwards, seconds * stage.updates))
 
-    def expect(self, steps: int) -> None: ...
-    def advance(self, steps: int = 1) -> None: ...
+    with suppress(DryRunFinished):
+        first.run(run_options_of(first.config, dry_run=measure))
+    folders = [student.prepare(seed).config.folder.out for seed in seeds]
+    done = sum(RunFolder(folder).stage_folder(STAGE).exists() for folder in folders)
+    method, (forwards, seconds) = first.method, cost[0]
+    return StudentPlan(student.name, _terms(method.live), method.updates, forwards, seconds, done)
 
 
 class _Once:
@@ -184,6 +258,51 @@ class _Once:
             self._progress.note(text)
 
 
+class _Updates(ProgressCallback):
+    """Counts the updates of a run, and writes its config.toml when it begins.
+
+    A run of so many updates advances the progress by as many, also if some or all were done before.
+    """
+
+    def __init__(self, prepared: ClassifierDistillation, progress: Progress):
+        self._prepared, self._progress = prepared, progress
+        self._counted = 0
+
+    def begin(self, stage: Stage, update: int) -> None:
+        config = self._prepared.config
+        write_config(config.folder.out, flat(config))
+        self._count(update)
+
+    def step(self, update: int, rate: float) -> None:
+        self._count(update)
+
+    def note(self, text: str) -> None:
+        if self._prepared.method.uses_teacher:  # of the control all is as it is meant to be
+            self._progress.note(text)
+
+    def finish(self) -> None:
+        """Count what was finished before."""
+        self._count(self._prepared.method.updates)
+
+    def _count(self, updates: int) -> None:
+        self._progress.advance(updates - self._counted)
+        self._counted = updates
+
+
+def _terms(terms: Sequence[nn.Module] | Sequence[object]) -> tuple[str, ...]:
+    return tuple(f"{term.name} {term.weight}" for term in terms)  # type: ignore[attr-defined]
+
+
+def _test_images(prepared: ClassifierDistillation) -> Dataset:
+    """The test images of a run; `ConfigError` without any."""
+    if prepared.held_out is None:
+        raise ConfigError(
+            "students are compared on images that they were not trained on: give --validate a share of the "
+            "data, such as 0.2, or other data"
+        )
+    return prepared.held_out
+
+
 def _refuse_several_processes() -> None:
     """`ConfigError` under a launcher of several processes, as all of them would score and write."""
     if Processes("cpu").world > 1:
@@ -191,3 +310,7 @@ def _refuse_several_processes() -> None:
             "students are compared in one process: start it without torchrun; each run may be made with "
             "'torchrun -m halfstep distill knowledge --config RUN/config.toml' before"
         )
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())

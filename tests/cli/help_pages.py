@@ -111,6 +111,7 @@ MATTER = {
     "distill progressive": "teacher start stop updates tolerance",
     "distill stochastic": "teacher start stop updates tolerance",
     "distill multistep-consistency": "teacher start first stop updates",
+    "distill parallel-decoding": "teacher start first stop updates",
     "distill cached-walks": "teacher start solver noises walks",
     "distill guided": "teacher guidance-range start stop tolerance",
     "distill encoder": "teacher start stop updates batch-size",
@@ -171,6 +172,10 @@ EXAMPLES = {
     "distill multistep-consistency": [
         "halfstep distill multistep-consistency --teacher runs/teacher --data digits --start 64 "
         "--first 8 --stop 1 --out runs/consistency"
+    ],
+    "distill parallel-decoding": [
+        "halfstep distill parallel-decoding --teacher runs/teacher --data digits --start 32 "
+        "--first 8 --stop 1 --out runs/parallel"
     ],
     "distill cached-walks": [
         "halfstep distill cached-walks --teacher runs/teacher --data none --solver heun --start 16 "

@@ -100,8 +100,6 @@ def test_the_numbers_are_those_of_the_runs(cli, tmp_path):
     table = read_comparison(tmp_path / "r")
     result = table.student("hinton").seeds[1]
     assert (result.accuracy, result.agreement) == (scores.accuracy.value, scores.agreement.value)
-    right = score_classifier(load_classifier(tmp_path / "t"), held_out).accuracy.value
-    assert result.teacher == table.student("plain").teacher == right != result.accuracy
     assert result.accuracy != result.agreement
     row, plain, (gain,) = table.student("hinton"), table.student("plain"), table.gains
     differences = [a.accuracy - b.accuracy for a, b in zip(row.seeds, plain.seeds, strict=True)]
@@ -128,8 +126,6 @@ def test_the_same_command_goes_on_with_more_recipes_and_seeds(cli, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
     status, _, err = cli(*SOME, *more, "--learning-rate-schedule", "constant")
     assert status == 2 and "learning_rate_schedule" in err.replace("-", "_")
-    status, _, err = cli(*SOME, *more, "--learning-rate", 0.01)  # which an ordinary run may change
-    assert status == 2 and "0.0003, now 0.01" in err
 
 
 def test_a_dry_run_writes_nothing_and_knows_what_is_done(cli, tmp_path):
@@ -156,20 +152,6 @@ def test_logits_are_kept_once_for_each_choice_of_images(cli, tmp_path):
     assert not (tmp_path / "s" / "teacher-logits").exists()
     kept, asked = (read_comparison(tmp_path / name) for name in "rs")
     assert kept.gains == asked.gains
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_students(cli, tmp_path, one_thread):
-    words = [*SOME, "--recipes", "logits", "--seeds", 2]
-    assert cli(*words, "--out", "r")[0] == 0
-    status, out, err = cli(*words, "--workers", 2, "--out", "s")
-    assert (status, err) == (0, "") and out.count("the term 'hard' has the weight 0") == 1
-    alone, together = (read_comparison(tmp_path / name) for name in "rs")
-    assert together.gains == alone.gains
-    ours, theirs = (bits(tmp_path / name / "logits" / "seed-1") for name in "rs")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    status, out, err = cli(*words, "--workers", 2, "--out", "s", "--ema", 0.5)
-    assert status == 2 and "ema" in err
 
 
 def test_a_teacher_that_may_know_the_test_images_is_named(cli, tmp_path):

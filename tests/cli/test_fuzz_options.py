@@ -88,6 +88,7 @@ VERBS = [
     Verb("train codec", TrainCodecConfig, {**TINY, "data": "digits", "width": "8"}),
     distilling("progressive", {**HALVED, **POINTS}),
     distilling("multistep-consistency", {**TINY, **POINTS, "start": "4", "first": "2", "stop": "1"}),
+    distilling("parallel-decoding", {**TINY, **POINTS, "start": "4", "first": "2", "stop": "1"}),
     distilling("cached-walks", {**TINY, **POINTS, "start": "4", "first": "2", "noises": "3"}),
     distilling("stochastic", {**HALVED, **POINTS}),
     distilling("encoder", {**TINY, **POINTS, "start": "4", "stop": "2"}),

@@ -21,7 +21,7 @@ from halfstep.hub.bundled import bundled_students, bundled_teacher
 from halfstep.methods import GuidedDistillation, Progressive
 from halfstep.methods.diffusion.guided import GuidedOptions
 from halfstep.models import build
-from halfstep.pipeline.samplers import NAMES
+from halfstep.pipeline.samplers import NAMES, TOLD
 from halfstep.training.stages import RunOptions
 from tests.support.denoisers import STOCHASTIC
 from tests.support.runs import refused, teacher as points_teacher
@@ -139,7 +139,7 @@ def test_walks_that_draw_noise_are_no_pairs():
     net = points.denoiser.net
     model = replace(points, denoiser=Denoiser(net, VPLinear(), V(), time=points.denoiser.time))
     noise = torch.randn(4, 3)
-    of_any = [name for name in NAMES if name != SCHEDULER]
+    of_any = [name for name in NAMES if name not in (SCHEDULER, *TOLD)]
     names = [*of_any, *(f"{PREFIX}{one}" for one in supported_schedulers())]
     drawing = set()
     for name in names:

@@ -158,7 +158,10 @@ MUTANTS = (
         "methods/diffusion/two_step_target",
         "methods/diffusion/two_step_target methods/diffusion/exact_students "
         "methods/diffusion/halve methods/diffusion/progressive",
-        ("if clipped is None or clipped.kind", "if clipped is not None or clipped.kind"),
+        (
+            "    if clip is None:\n        return pred",
+            "    if clip is not None:\n        return pred",
+        ),
         ("first = step(x_t, t, t_mid)", "first = teacher(x_t, t, cond)"),
         ("level_of(schedule, t_mid, x_t)", "level_of(schedule, t, x_t)"),
         ("torch.where(one, x_t, x_mid)", "x_t"),

@@ -30,13 +30,12 @@ GAINS = (
 def comparison(gains=GAINS, seeds=(0, 1), **more):
     """A comparison on 400 images; every student has 50 % right."""
     results = tuple(
-        SeedResult(seed=seed, accuracy=0.5, agreement=0.75, teacher=0.875, seconds=1.5)
-        for seed in seeds
+        SeedResult(seed=seed, accuracy=0.5, agreement=0.75, seconds=1.5) for seed in seeds
     )
     students = tuple(
         ComparedStudent(
             name=name, terms=("soft 0.9", "hard 0.1"), updates=30, forwards=960.0, seeds=results,
-            accuracy=Interval(0.5, 0.4, 0.6),
+            accuracy=Interval(0.5, 0.4, 0.6), teacher=0.875,
         )
         for name in ("plain", *(each.student for each in gains))
     )  # fmt: skip

@@ -6,16 +6,12 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from halfstep.errors import ConfigError
-from halfstep.evaluation.metrics.bootstrap import Interval
-from halfstep.evaluation.recipe_comparison import ComparedStudent, SeedResult
-from tests.support.recipes import comparison, gain
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,30 +30,13 @@ experiments = imported("knowledge_distillation_experiments")
 CLAIMS = {claim.text: claim for claim in claims.CLAIMS}
 
 
-def compared(**accuracies):
-    """A comparison with made-up accuracies, one a seed, whose teacher has 90 % right."""
-    values = {name.replace("_", " "): scores for name, scores in accuracies.items()}
-    base = comparison(())
-    students = tuple(
-        ComparedStudent(
-            name=name, terms=(), updates=1, forwards=1.0, accuracy=Interval(0.5, 0.5, 0.5),
-            seeds=tuple(
-                SeedResult(seed=k, accuracy=value, agreement=1.0, teacher=0.9, seconds=1.0)
-                for k, value in enumerate(scores)
-            ),
-        )
-        for name, scores in values.items()
-    )  # fmt: skip
-    gains = tuple(
-        replace(gain(a, 0, 0, 0, "cannot tell"), control=b, differences=differences(values, a, b))
-        for a, b in claims.all_pairs()
-        if a in values and b in values
-    )
-    return replace(base, students=students, gains=gains)
-
-
-def differences(values, a, b):
-    return tuple(x - y for x, y in zip(values[a], values[b], strict=True))
+def rows(data="digits", **accuracies):
+    """Rows of made-up accuracies, one a seed."""
+    return [
+        {"data": data, "experiment": name.replace("_", " "), "seed": seed, "accuracy": value}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
 
 
 def verdicts(result):
@@ -75,14 +54,13 @@ def test_an_estimate_is_students():
     assert not claims.estimate([0.5]).significant
 
 
-def test_teachers_have_rows_of_their_own():
-    scores = claims.accuracies(compared(scratch=[0.5, 0.6], **{"soft, second teacher": [0.7, 0.8]}))
-    assert scores == {
-        "teacher, first": [0.9, 0.9],
-        "teacher, second": [0.9, 0.9],
-        "scratch": [0.5, 0.6],
-        "soft, second teacher": [0.7, 0.8],
-    }
+def test_differences_are_seed_by_seed_and_of_shared_seeds():
+    accuracies = rows(soft=[0.9, 0.5, 0.7], scratch=[0.8, 0.4])
+    difference = claims.paired_difference(accuracies, "soft", "scratch")
+    assert difference.seeds == 2
+    assert difference.mean == pytest.approx(0.1)
+    assert difference.error == pytest.approx(0, abs=1e-12)  # 0.2 apart, and yet the same difference
+    assert claims.paired_difference(accuracies, "soft", "weighted") is None
 
 
 @pytest.mark.parametrize(
@@ -95,10 +73,13 @@ def test_teachers_have_rows_of_their_own():
     ],
 )
 def test_soft_beats_scratch_only_beyond_two_standard_errors(by, verdict):
-    accuracies = compared(scratch=[0.7] * len(by), soft=[0.7 + gain for gain in by])
-    by_claim = verdicts(claims.result(accuracies, "digits"))
-    assert by_claim.pop("soft targets beat training from scratch") == verdict
-    assert set(by_claim.values()) == {"was not measured"}
+    accuracies = rows(scratch=[0.7] * len(by), soft=[0.7 + gain for gain in by])
+    assert (
+        verdicts(claims.result(accuracies, "digits"))["soft targets beat training from scratch"]
+        == verdict
+    )
+    other = claims.result(accuracies, "fashion-mnist")  # has no rows
+    assert set(verdicts(other).values()) == {"was not measured"}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +92,7 @@ def test_soft_beats_scratch_only_beyond_two_standard_errors(by, verdict):
     ],
 )
 def test_nothing_is_added_only_where_a_point_would_have_been_seen(by, verdict):
-    accuracies = compared(soft=[0.7] * 3, weighted=[0.7 + gain for gain in by])
+    accuracies = rows(soft=[0.7] * 3, weighted=[0.7 + gain for gain in by])
     assert (
         verdicts(claims.result(accuracies, "digits"))["hard labels beside them add nothing"]
         == verdict
@@ -128,8 +109,10 @@ def test_nothing_is_added_only_where_a_point_would_have_been_seen(by, verdict):
     ],
 )
 def test_temperatures_are_alike_only_within_a_point(by, verdict):
-    values = {f"soft, T = {t}": [0.7 + (gain if t == 20 else 0) for gain in by] for t in (1, 2, 20)}
-    accuracies = compared(soft=[0.7] * 3, **values)
+    accuracies = rows(soft=[0.7] * 3)
+    for temperature in (1, 2, 20):
+        values = [0.7 + (gain if temperature == 20 else 0) for gain in by]
+        accuracies += rows(**{f"soft,_T_=_{temperature}": values})
     assert verdicts(claims.result(accuracies, "digits"))["temperature barely matters"] == verdict
 
 
@@ -138,11 +121,12 @@ def test_a_claim_of_many_pairs_falls_with_one_of_them(best, verdict):
     noise = [0.001, -0.001, 0.0]
     levels = {"soft": 0.7, "weighted": 0.6, "logits": 0.5, "logits, deeper": 0.55}
     levels["weighted, augmented"] = best
-    values = {
-        name: [level + e for e in noise[:: 1 if name != "soft" else -1]]
+    accuracies = [
+        r
         for name, level in levels.items()
-    }
-    by_claim = verdicts(claims.result(compared(**values), "digits"))
+        for r in rows(**{name: [level + e for e in noise[:: 1 if name != "soft" else -1]]})
+    ]
+    by_claim = verdicts(claims.result(accuracies, "digits"))
     assert by_claim["augmentation is best"] == verdict
     assert by_claim["matching logits is worst"] == "holds"
     assert by_claim["a deeper student helps it"] == "holds"
@@ -199,29 +183,31 @@ def test_it_runs_goes_on_and_refuses_other_options(tmp_path, capsys):
     about = {"out": tmp_path / "runs", "quick": True, "workers": 1}
     some = ("soft, T = 1", "weighted, unlabelled, sure, balanced", "toy, scratch")
     options = report.Options(**about, only=some)
-    found = report.main(options)["digits"]
+    rows = report.main(options)
     assert "digits alone" in capsys.readouterr().out
-    assert [student.name for student in found.students] == [
-        e.name for e in experiments.EXPERIMENTS if e.name.startswith(some)
-    ]
-    scores = claims.accuracies(found)
-    assert set(scores) == {*some, "teacher, first"}
-    for values in scores.values():
-        assert len(values) == 2
-        assert all(value * 1000 == pytest.approx(round(value * 1000)) for value in values)
+    assert {(row["experiment"], row["seed"]) for row in rows} == {
+        (name, seed) for name in (*some, "teacher, first") for seed in (0, 1)
+    }
+    assert all(
+        row["accuracy"] * 1000 == pytest.approx(round(row["accuracy"] * 1000)) for row in rows
+    )
+    names = sorted(path.name for path in (options.out / "digits" / "seed-0").iterdir())
+    assert names == ["answers", "teacher-first"]  # students go once they are judged
     result = json.loads((options.out / "report.json").read_text())["data"][0]
     assert result["accuracies"]["toy, scratch"]["seeds"] == 2
     assert set(verdicts(result).values()) == {"was not measured"}
     assert "last 38 images" in (options.out / "report.md").read_text()
     assert (options.out / "report.png").read_bytes().startswith(b"\x89PNG")
 
-    run = options.out / "digits" / "toy, scratch" / "seed-1" / "metrics.jsonl"
-    before = run.read_text()
-    more = report.main(report.Options(**about, only=(*some, "scratch, deeper")))["digits"]
-    assert run.read_text() == before
-    assert claims.accuracies(more)["soft, T = 1"] == scores["soft, T = 1"]
-    with pytest.raises(ConfigError, match=r"rate"):
-        report.main(report.Options(**about, only=("toy, scratch",), rate=0.1))
+    path = options.out / "results.jsonl"
+    path.write_text("\n".join([*path.read_text().splitlines()[:-1], '{"data": "dig']))
+    again = report.main(options)  # the last row was cut short
+    assert sorted(map(str, again)) == sorted(map(str, rows))
+    more = report.main(report.Options(**about, only=("scratch, deeper",)))
+    assert more[: len(rows)] == again
+    assert {row["experiment"] for row in more[len(rows) :]} == {"scratch, deeper"}
+    with pytest.raises(ConfigError, match=r"was begun with --rate '0\.01', now '0\.1'"):
+        report.main(report.Options(**about, rate=0.1))
     with pytest.raises(ConfigError, match=r"no experiment begins with \('hard'"):
         report.main(report.Options(**about, only=("hard",)))
 

@@ -16,8 +16,7 @@ from halfstep.workflows.compare_classifiers import (
     CompareClassifiersConfig,
     prepare_classifier_comparison,
 )
-from halfstep.workflows.compared_students import PAGE
-from halfstep.workflows.student_runs import StudentPlan
+from halfstep.workflows.compared_students import PAGE, StudentPlan
 
 
 def main(argv: Sequence[str]) -> int:

@@ -137,6 +137,13 @@ class GatedDistillOptions(LoraDistillOptions[M]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatedWholeOptions(DistillOptions[M]):
+    """Make a student that needs fewer steps, whose network is no adapter of its teacher's."""
+
+    gate: GateOptions = field(default_factory=GateOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WalksDistillOptions(LoraDistillOptions[M]):
     """Make a student that needs fewer steps, from kept walks of its whole teacher."""
 
@@ -272,9 +279,9 @@ def options_for(name: str) -> Any:
         return PlanOptions[options]  # type: ignore[valid-type]
     if METHODS[name].keeps_walks:
         return WalksDistillOptions[options]  # type: ignore[valid-type]
-    if METHODS[name].gated:
-        return GatedDistillOptions[options]  # type: ignore[valid-type]
     lora = METHODS[name].keeps_network
+    if METHODS[name].gated:
+        return (GatedDistillOptions if lora else GatedWholeOptions)[options]
     return LoraDistillOptions[options] if lora else DistillOptions[options]  # type: ignore[valid-type]
 
 

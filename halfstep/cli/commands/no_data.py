@@ -10,6 +10,7 @@ from halfstep.data import NoData
 from halfstep.errors import ConfigError
 from halfstep.methods import Method
 from halfstep.pipeline import Pipeline
+from halfstep.training.api import walker_of
 from halfstep.training.distributed import Processes
 from halfstep.training.prompts import walks_for
 from halfstep.workflows.options import EncodingOptions
@@ -21,7 +22,7 @@ def without_data(options: Any, method: Method, *, auto: bool) -> Any:
 
     auto  whether --start is auto
     """
-    method.check_without_data()
+    method.check_without_data(walker_of(options.dataset.data))
     name, dataset = f"--data {options.dataset.data}", options.dataset
     if dataset != replace(dataset, size=None, channels=None, flip=False, skip_bad=False):
         raise ConfigError(

@@ -150,7 +150,6 @@ _shtab_halfstep_compare_knowledge_options=(
   "--updates[Optimiser updates of each student.]:updates:"
   "--margin[The smallest gain of accuracy that matters, such as 0.01]:margin:"
   {--logits,--no-logits}"[Keep the teacher\'s logits in OUT\/teacher-logits, computed once, where recipe and images allow it.]"
-  "--workers[Students that are trained at once, each in a process of one thread]:workers:"
   "--unlabelled[With --labels-per-class\: keep the other images, without their labels.]"
   "--augment[Random views of the images\: any of mixup, flip, crop, zoom, report, in this order.]:augment:"
   "--views[Number of views of an image, itself included\; 0 is a new one every time.]:views:"

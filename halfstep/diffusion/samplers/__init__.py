@@ -5,6 +5,7 @@
 
 from halfstep.diffusion.samplers.diffusers_schedulers import sample_with_scheduler
 from halfstep.diffusion.samplers.editing import inpainting, noised
+from halfstep.diffusion.samplers.in_blocks import InBlocks
 from halfstep.diffusion.samplers.invert import encode
 from halfstep.diffusion.samplers.presets import SAMPLER_PRESETS, SamplerPreset
 from halfstep.diffusion.samplers.published_scheduler import (
@@ -42,6 +43,7 @@ __all__ = [
     "SCHEDULER",
     "STEPS",
     "Fresh",
+    "InBlocks",
     "ModelFn",
     "ModelOutput",
     "PublishedScheduler",

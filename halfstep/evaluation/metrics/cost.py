@@ -123,7 +123,7 @@ def _call(pipeline: Pipeline, batch: int) -> None:
     pipeline.denoiser.eval()
     scale = (pipeline.guidance_range or (None,))[0] if pipeline.takes_scale else None
     cond = condition(pipeline, batch, guidance_scale=scale)
-    model = told(pipeline.denoiser, pipeline.sampler, times)
+    model = told(pipeline.denoiser, pipeline.sampler, times, pipeline.fine_times)
     model(x, t, None if cond is None else cond.to(device))
 
 

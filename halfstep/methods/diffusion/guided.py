@@ -286,6 +286,13 @@ class AnyScale(Objective):
         scale = random_scales(draw, self.guidance_range)
         return self.objective(student, replace(batch, cond=with_scale(batch.cond, scale)), draw)
 
+    def cost(self, updates: int, batch: int) -> int:
+        return self.objective.cost(updates, batch)
+
+    def from_noise(self) -> Self | None:
+        own = self.objective.from_noise()
+        return None if own is None else replace(self, objective=own)
+
     def conditioned(self, cond: Cond | None, draw: Uniform) -> Cond | None:
         scale = random_scales(draw, self.guidance_range)
         return self.objective.conditioned(with_scale(cond, scale), draw)

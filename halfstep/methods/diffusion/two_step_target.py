@@ -76,12 +76,10 @@ def two_step_target(
 
     def step(x: Tensor, t: Tensor, to: Tensor) -> Prediction:
         pred = teacher(x, t, cond)
-        after = pred if clipped is None else clipped(pred, x, level_of(schedule, t, x))
         if solver == "heun":
+            after = pred if clipped is None else clipped(pred, x, level_of(schedule, t, x))
             return _heun(teacher, x, t, to, cond, after, clipped)
-        if clipped is None or clipped.kind == "x0-and-eps":
-            return after
-        return _merged(schedule, pred, after, t, to)
+        return as_clipped(schedule, pred, x, t, to, clipped)
 
     first = step(x_t, t, t_mid)
     alone = t_mid == t_end  # no second step: nothing is predicted at t_end, which may be 0
@@ -168,6 +166,25 @@ def shares(schedule: Schedule, t: Tensor, t_mid: Tensor, t_end: Tensor) -> tuple
     both = end.alpha * start.sigma - start.alpha * end.sigma
     x_share = start.sigma * second / (mid.sigma * both)
     return x_share, start.alpha * second / (mid.alpha * both)
+
+
+def as_clipped(
+    schedule: Schedule, pred: Prediction, x: Tensor, t: Tensor, to: Tensor, clip: Clip | None
+) -> Prediction:
+    """The consistent prediction whose DDIM step t -> to lands where the clipped step lands.
+
+    Args:
+        schedule: the noise schedule.
+        pred: the prediction at t.
+        x: float [B, ...], at t.
+        t: float64 [B], the start of the step.
+        to: float64 [B], its end.
+        clip: the clipping; None leaves the prediction as it is.
+    """
+    if clip is None:
+        return pred
+    after = clip(pred, x, level_of(schedule, t, x))
+    return after if clip.kind == "x0-and-eps" else _merged(schedule, pred, after, t, to)
 
 
 def _merged(

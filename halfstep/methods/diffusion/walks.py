@@ -117,7 +117,9 @@ class Walked(Objective):
 def without_data(stages: Iterator[Stage], data: NoData) -> Iterator[Stage]:
     """The same stages, learnt at states of walks."""
     for stage in stages:
-        if not stage.objective.inner.reads_walks:
+        if (own := stage.objective.from_noise()) is not None:
+            stage = replace(stage, objective=own)
+        elif not stage.objective.inner.reads_walks:
             stage = replace(stage, objective=Walked(stage.objective, data))
         elif data.walk == "student":
             raise ConfigError(

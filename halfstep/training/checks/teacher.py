@@ -15,6 +15,7 @@ from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
 from halfstep.models.end_time_embedding import is_told_end
 from halfstep.models.eval_mode import evaluating
 from halfstep.models.guidance_embedding import reads_scale
+from halfstep.models.head_bank import heads_of
 from halfstep.models.hooks import unwrap
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import condition
@@ -97,6 +98,8 @@ def checked_on_data(stages: Iterator[Stage], data: Data, device: torch.device) -
         cond = batch.cond
         if first.guidance_range is not None and reads_scale(student.net):
             cond = replace(cond or Cond(), guidance_scale=first.guidance_range[0] * times)
+        if count := heads_of(student.net):
+            cond = replace(cond or Cond(), heads=times.new_full((2, count), 1 / count))
         if is_told_end(student.net):
             cond = replace(cond or Cond(), t_end=torch.zeros_like(times))
         with torch.no_grad(), evaluating(student.to(device)):

@@ -27,7 +27,7 @@ from halfstep.diffusion.time_grids import karras, uniform, uniform_logsnr
 from halfstep.errors import ConfigError, HalfstepError
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
-from halfstep.pipeline.samplers import check_sampling, NAMES, sampler_fn, teacher_grid
+from halfstep.pipeline.samplers import check_sampling, NAMES, sampler_fn, teacher_grid, TOLD
 from tests.support.denoisers import Counted, named, seeded
 
 MEAN, STD, N = 0.3, 0.5, 64
@@ -44,7 +44,7 @@ EACH = [
     name if any(word in name for word in BEST_KNOWN) else pytest.param(name, marks=pytest.mark.slow)
     for name in DIFFUSERS
 ]
-OF_ANY_PIPELINE = [name for name in NAMES if name != SCHEDULER]
+OF_ANY_PIPELINE = [name for name in NAMES if name not in (SCHEDULER, *TOLD)]
 """Samplers that need no scheduler that a model was published with."""
 
 
