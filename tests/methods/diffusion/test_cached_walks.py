@@ -132,6 +132,14 @@ def test_new_walks_come_a_ninth_after_each_tenth():
     assert WalkOrder(100, new=18, updates=0).walks_at(0) == 100
 
 
+def test_the_order_begins_anew_with_the_first_update_of_a_tenth():
+    """Of 55 updates the second tenth begins with update 6."""
+    order = WalkOrder(11, new=9, updates=55)
+    assert [order.walks_at(u) for u in (5, 6)] == [11, 12]
+    epoch = torch.cat([order.pairs(draw(u, batch=6), 1)[0] for u in (6, 7)])
+    assert sorted(epoch.tolist()) == list(range(12))
+
+
 def test_without_enough_walks_and_without_a_run_that_makes_them():
     source = source_of(mixture_teacher(Cosine()), torch.randn(4, 2), FINE)
     objective = landing(source, FINE[::4], WalkOrder(5, updates=10))
@@ -206,6 +214,8 @@ def test_guidance_costs_two_calls_and_is_said_of_the_student():
     plan = guided.plan(teacher(unconditional=3))
     assert plan[0].once == 2 * 3100
     assert all(stage.guidance_range == (2.0, 2.0) for stage in plan)
+    first = next(guided.stages(teacher(unconditional=3)))
+    assert first.objective.cost(10, 6) == 2 * 3100 + 180
     assert METHOD.plan(teacher(unconditional=3))[0].guidance_range is None
 
 

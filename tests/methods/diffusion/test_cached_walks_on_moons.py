@@ -1,0 +1,57 @@
+"""Cached walks beside progressive distillation on two moons, for as many forwards of one MLP."""
+
+import pytest
+import torch
+
+import halfstep
+from halfstep.data import load
+from halfstep.diffusion.denoiser import Denoiser
+from halfstep.diffusion.prediction import V
+from halfstep.diffusion.schedules import Cosine
+from halfstep.methods import CachedWalks, Denoising
+from halfstep.models import build
+from halfstep.pipeline import Pipeline
+from halfstep.training import TrainingConfig
+from halfstep.training.run_folder import RunFolder
+from tests.support.runs import job
+
+BATCH, UPDATES, NOISES = 128, 300, 2_000
+PROGRESSIVE = halfstep.Progressive(start=32, stop=4, updates=(UPDATES,))
+FORWARDS = 3 * 5 * BATCH * UPDATES
+WALKS = NOISES * 31
+CACHED = CachedWalks(
+    start=16, first=8, stop=4, noises=NOISES, updates=((FORWARDS - WALKS) // (2 * 3 * BATCH),)
+)
+TRAINING = TrainingConfig(batch_size=BATCH, learning_rate=2e-3, ema=0.98, seed=0)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    torch.manual_seed(0)
+    net = build("mlp", {"dim": 2, "width": 128, "depth": 3})
+    fresh = Pipeline(Denoiser(net, Cosine(), V()), (2,))
+    training = TrainingConfig(batch_size=256, learning_rate=1e-3, ema=0.999, seed=0)
+    folder = tmp_path_factory.mktemp("teacher")
+    return halfstep.train(
+        fresh, load("two-moons"), folder / "t", method=Denoising(updates=3_000), training=training, job=job()
+    )  # fmt: skip
+
+
+def cost(out):
+    return sum(RunFolder(out).finished(path.name)["forwards"] for path in RunFolder(out).stages)
+
+
+@pytest.mark.slow  # a minute: pytest -m slow tests/methods/diffusion/test_cached_walks_on_moons.py
+def test_at_4_steps_it_is_at_most_half_as_far_again_from_the_end_of_the_flow(teacher, tmp_path):
+    end = teacher.sample(4_000, seed=1, steps=256, sampler="heun")
+    far = {}
+    for name, method, data in (
+        ("progressive", PROGRESSIVE, "two-moons"), ("cached", CACHED, "none"),
+    ):  # fmt: skip
+        student = halfstep.distill(
+            teacher, data, tmp_path / name, method=method, training=TRAINING, job=job()
+        )
+        samples = student.sample(4_000, seed=1)
+        far[name] = float((samples - end).square().mean().sqrt())
+    assert 0.99 < cost(tmp_path / "cached") / cost(tmp_path / "progressive") <= 1
+    assert far["cached"] <= 1.5 * far["progressive"], far
