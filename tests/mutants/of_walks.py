@@ -54,7 +54,7 @@ MUTANTS = (
         ("draw.place is None", "draw.place is not None"),
         ("self.made * self.source.forwards", "self.made"),
         ("calls(self.solver, self.start) * teacher_calls", "self.start * teacher_calls"),
-        ("0 if number else self.noises_for", "0 if not number else self.noises_for"),
+        ("0 if number else self.first_noises", "0 if not number else self.first_noises"),
         ("max(12 * updates, 1_000)", "max(11 * updates, 1_000)"),
         ("max(12 * updates, 1_000)", "12 * updates"),
         ("1_000), 50_000)", "1_000), 60_000)"),
@@ -65,7 +65,7 @@ MUTANTS = (
         ("self.start // self.first))", "1))"),
         ("clips=not self.target_clip", "clips=True"),
         ("None if scale == 1 else (scale, scale)", "None"),
-        ("noises=self.noises_for(before)", "noises=self.noises"),
+        ("updates), noises=self.first_noises)", "updates), noises=self.noises)"),
     ),
     *of(
         "diffusion/samplers/walk_points",

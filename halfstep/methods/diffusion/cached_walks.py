@@ -29,7 +29,6 @@ from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import errors, PipelineLike, Stage, StagePlan, teacher_calls
-from halfstep.methods.default_updates import halving_updates, PAPER
 from halfstep.methods.diffusion.few_steps import FewStepsFromV, Segments
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid
 from halfstep.methods.diffusion.kept_walks import FromWalks, WalkOrder, WalkSource
@@ -98,12 +97,10 @@ class WalkSegments(Segments):
         """
         return (*self.walk_times(schedule)[:-1], 0.0)
 
-    def noises_for(self, updates: int) -> int:
-        """The number of walks of the first update, by the updates of the first student.
-
-        Args:
-            updates: of the first student.
-        """
+    @property
+    def first_noises(self) -> int:
+        """The number of walks that the first update chooses from."""
+        updates = self.updates_for(0, self.first)
         return min(max(12 * updates, 1_000), 50_000) if self.noises is None else self.noises
 
     def plan(self, teacher: PipelineLike) -> list[StagePlan]:
@@ -116,14 +113,10 @@ class WalkSegments(Segments):
                 stage,
                 guidance_range=None if scale == 1 else (scale, scale),
                 clips=not self.target_clip,
-                once=price * self._made(plan, number),
+                once=price * (self.new_noises + (0 if number else self.first_noises)),
             )
             for number, stage in enumerate(plan)
         ]
-
-    def _made(self, plan: Sequence[StagePlan], number: int) -> int:
-        """Walks that are made in a stage."""
-        return self.new_noises + (0 if number else self.noises_for(plan[0].updates))
 
     def forwards_of(self, teacher: PipelineLike) -> int:
         """The student's forward and backward: an update asks no teacher."""
@@ -132,8 +125,7 @@ class WalkSegments(Segments):
     def sized(self, teacher: PipelineLike, updates: int) -> Self:
         """The method with its updates, and the number of noises that follows from them."""
         method = super().sized(teacher, updates)
-        assert method.updates is not None
-        return replace(method, noises=method.noises_for(method.updates[0]))
+        return replace(method, noises=method.first_noises)
 
     def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
         """The method whose stages have these updates, with as many walks as before.
@@ -142,8 +134,7 @@ class WalkSegments(Segments):
             teacher: the pipeline to distil.
             updates: of each student.
         """
-        before = halving_updates(PAPER) if self.updates is None else self.updates[0]
-        return replace(self, updates=tuple(updates), noises=self.noises_for(before))
+        return replace(super().with_updates(teacher, updates), noises=self.first_noises)
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher that cannot walk so, or a grid on which a segment has no target."""
@@ -181,7 +172,7 @@ class WalkSegments(Segments):
         """The students; the walks are made before the first update."""
         eta, plan = teacher.denoiser.freeze(), self.plan(teacher)
         source = self.source(teacher)
-        begin, student = self.noises_for(plan[0].updates), eta.unguided
+        begin, student = self.first_noises, eta.unguided
         for number, stage in enumerate(plan):
             student = (student if self.warm_start else eta).trainable_copy()
             yield stage.stage(student, self.objective(source, stage, begin, first=not number))

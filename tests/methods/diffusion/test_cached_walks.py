@@ -221,8 +221,11 @@ def test_guidance_costs_two_calls_and_is_said_of_the_student():
 
 def test_the_number_of_noises_follows_from_the_updates():
     open_ = replace(METHOD, noises=None)
-    counts = [replace(open_, updates=(n,)).noises_for(n) for n in (10, 500, 50_000)]
+    counts = [replace(open_, updates=(n,)).first_noises for n in (10, 500, 50_000)]
     assert counts == [1_000, 6_000, 50_000]
+    one = replace(open_, first=1, updates=(500,))
+    assert one.plan(teacher())[0].updates == 1_000  # twice, as of every student of 2 steps or 1
+    assert one.first_noises == 12_000
     assert open_.sized(teacher(), 99).noises == 1_000
     assert METHOD.sized(teacher(), 99).noises == 100
     big = CachedWalks().sized(teacher(), 16_000)
@@ -233,6 +236,19 @@ def test_updates_that_are_given_later_leave_the_walks_as_they_are():
     open_ = CachedWalks(start=16, updates=(500,))
     other = open_.with_updates(teacher(), (7, 7, 7, 7))
     assert (other.updates, other.noises) == ((7, 7, 7, 7), 6_000)
+    one = replace(open_, first=1).with_updates(teacher(), (8,))
+    assert (one.plan(teacher())[0].updates, one.noises) == (8, 12_000)
+    eps = DenoiserOnly(wobbly_teacher(Cosine(), Eps()))
+    after = open_.with_updates(eps, (9, 7, 7, 7, 7))
+    assert [stage.updates for stage in after.plan(eps)] == [9, 7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("budget", [460_800, 928_000])
+def test_a_budget_pays_for_walks_and_updates(budget):
+    for method in (METHOD, replace(METHOD, noises=3_000), CachedWalks(start=16)):
+        method = method.with_budget(teacher(), budget, 64)
+        costs = [s.objective.cost(s.updates, 64) for s in method.stages(teacher())]
+        assert 0.99 * budget <= sum(costs) <= budget
 
 
 def test_each_student_starts_as_the_one_before_or_as_the_teacher():
