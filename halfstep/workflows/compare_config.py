@@ -25,6 +25,10 @@ class ComparisonFolder(FolderOptions):
     out: Path
     """The comparison's folder, with its runs in OUT/runs; the same command again goes on where it stopped."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "out", Path(self.out))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonData(DataOptions):
@@ -74,6 +78,7 @@ class CompareOptions(Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "beside", tuple(map(Path, self.beside)))
         object.__setattr__(self, "counts", tuple(sorted(set(self.counts), reverse=True)))
         if not self.counts:
             raise ConfigError("counts is empty: write numbers of steps, such as 8 4 2 1")
