@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, dict[str, str]]] = {
         "train a student that needs fewer steps, or a smaller one",
         {
             "progressive": "halve the steps, again and again (Salimans & Ho 2022)",
+            "flow-map": "one student that is told where its step ends (Frans et al. 2024)",
             "multistep-consistency": "jump to the ends of segments (Heek et al. 2024)",
             "parallel-decoding": "one student of many steps or few, with a head for each (PDD 2026)",
             "cached-walks": "land where the teacher's trajectories land (Luhman & Luhman 2021)",

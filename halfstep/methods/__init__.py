@@ -6,6 +6,7 @@ from halfstep.methods.diffusion.cached_walks import CachedWalks
 from halfstep.methods.diffusion.chain import Chain
 from halfstep.methods.diffusion.denoising import Denoising
 from halfstep.methods.diffusion.encoder import Encoder
+from halfstep.methods.diffusion.flow_map import FlowMap
 from halfstep.methods.diffusion.guided import GuidedDistillation
 from halfstep.methods.diffusion.multistep_consistency import MultistepConsistency
 from halfstep.methods.diffusion.parallel_decoding import ParallelDecoding
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "progressive": Progressive,
     "guided": GuidedDistillation,
     "stochastic": Stochastic,
+    "flow-map": FlowMap,
     "multistep-consistency": MultistepConsistency,
     "cached-walks": CachedWalks,
     "parallel-decoding": ParallelDecoding,
@@ -36,6 +38,7 @@ __all__ = [
     "DenoiserOnly",
     "Denoising",
     "Encoder",
+    "FlowMap",
     "GuidedDistillation",
     "KnowledgeDistillation",
     "Method",

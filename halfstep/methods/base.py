@@ -489,8 +489,12 @@ def refuse_student(teacher: PipelineLike) -> None:
 
 
 def refuse_other_sampler(teacher: PipelineLike, stage: StagePlan) -> None:
-    """`ConfigError` for a student as the teacher of students for another sampler or direction."""
-    if teacher.times and (teacher.sampler, teacher.direction) != (stage.sampler, stage.direction):
+    """`ConfigError` for a student as the teacher of students for another sampler or direction.
+
+    The fine steps of a student of several grids are its teacher's by DDIM.
+    """
+    own = "ddim" if stage.grids else stage.sampler
+    if teacher.times and (teacher.sampler, teacher.direction) != (own, stage.direction):
         raise ConfigError(
             f"this teacher is a student for sampler '{teacher.sampler}' and direction '{teacher.direction}', "
             f"and its students would be for '{stage.sampler}' and '{stage.direction}', with other steps: "

@@ -110,6 +110,7 @@ MATTER = {
     "train codec": "width updates batch-size learning-rate device",
     "distill progressive": "teacher start stop updates tolerance",
     "distill stochastic": "teacher start stop updates tolerance",
+    "distill flow-map": "teacher start first stop updates",
     "distill multistep-consistency": "teacher start first stop updates",
     "distill parallel-decoding": "teacher start first stop updates",
     "distill cached-walks": "teacher start solver noises walks",
@@ -168,6 +169,10 @@ EXAMPLES = {
         "--out runs/digits",
         "halfstep distill progressive --teacher runs/teacher --data digits --start 32 --stop 1 "
         "--updates 5000 --out runs/fewer",
+    ],
+    "distill flow-map": [
+        "halfstep distill flow-map --preset digits-flow-map --teacher runs/teacher --out runs/flow-map",
+        "halfstep sample runs/flow-map --steps 3 --out three.png",
     ],
     "distill multistep-consistency": [
         "halfstep distill multistep-consistency --teacher runs/teacher --data digits --start 64 "

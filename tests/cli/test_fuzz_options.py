@@ -87,6 +87,7 @@ VERBS = [
     Verb("train classifier", TrainClassifierConfig, {**TINY, "data": "digits", "net": "toy-student"}),
     Verb("train codec", TrainCodecConfig, {**TINY, "data": "digits", "width": "8"}),
     distilling("progressive", {**HALVED, **POINTS}),
+    distilling("flow-map", {**TINY, **POINTS, "start": "4", "first": "2", "stop": "1"}),
     distilling("multistep-consistency", {**TINY, **POINTS, "start": "4", "first": "2", "stop": "1"}),
     distilling("parallel-decoding", {**TINY, **POINTS, "start": "4", "first": "2", "stop": "1"}),
     distilling("cached-walks", {**TINY, **POINTS, "start": "4", "first": "2", "noises": "3"}),

@@ -178,7 +178,7 @@ MUTANTS = (
         ("torch.where(ends, first.x0, (first", "torch.where(ends, second.x0, (first"),
         ("torch.where(ends, x, there), torch.where(last, t, to)", "torch.where(ends, x, there), t"),
         ("second = clip(second, there", "second = clip(first, there"),
-        ("_heun(teacher, x, t, to, cond, after", "_heun(teacher, x, t, to, cond, pred"),
+        ("_heun(teacher, x_t, t, t_end, cond, after", "_heun(teacher, x_t, t, t_end, cond, pred"),
         ("steps_target(teacher, x_t, times[1:]", "steps_target(teacher, x_t, times[-3:]"),
         ("later[-1], cond, second=second", "later[0], cond, second=second"),
         (

@@ -32,6 +32,38 @@ class Predicts(Protocol):
 
 
 @torch.no_grad()
+def one_step_target(
+    teacher: Denoises,
+    x_t: Tensor,
+    t: Tensor,
+    t_end: Tensor,
+    cond: Cond | None = None,
+    *,
+    clip: float | Clip | None = None,
+    solver: Solver = "ddim",
+) -> Prediction:
+    """The prediction with which one DDIM step lands where one step of a teacher's sampler lands.
+
+    Args:
+        teacher: the denoiser.
+        x_t: float [B, ...], noisy data.
+        t: float64 [B], the start of the step.
+        t_end: float64 [B], its end.
+        cond: the conditions, or None.
+        clip: as of `two_step_target`.
+        solver: as of `two_step_target`.
+
+    Raises:
+        ConfigError: as of `two_step_target`.
+    """
+    pred, clipped, schedule = teacher(x_t, t, cond), Clip.of(clip), teacher.schedule
+    if solver == "heun":
+        after = pred if clipped is None else clipped(pred, x_t, level_of(schedule, t, x_t))
+        return _heun(teacher, x_t, t, t_end, cond, after, clipped)
+    return as_clipped(schedule, pred, x_t, t, t_end, clipped)
+
+
+@torch.no_grad()
 def two_step_target(
     teacher: Denoises,
     x_t: Tensor,
@@ -75,11 +107,7 @@ def two_step_target(
     shape = -1, *[1] * (x_t.ndim - 1)
 
     def step(x: Tensor, t: Tensor, to: Tensor) -> Prediction:
-        pred = teacher(x, t, cond)
-        if solver == "heun":
-            after = pred if clipped is None else clipped(pred, x, level_of(schedule, t, x))
-            return _heun(teacher, x, t, to, cond, after, clipped)
-        return as_clipped(schedule, pred, x, t, to, clipped)
+        return one_step_target(teacher, x, t, to, cond, clip=clipped, solver=solver)
 
     first = step(x_t, t, t_mid)
     alone = t_mid == t_end  # no second step: nothing is predicted at t_end, which may be 0

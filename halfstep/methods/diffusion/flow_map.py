@@ -1,0 +1,155 @@
+"""A bisection flow map: one network that is told where its step ends, and serves any number of steps.
+
+Shortcut models (Frans et al., "One Step Diffusion via Shortcut Models", 2024) with a teacher; flow maps
+(Boffi et al., "Flow map matching", 2024).  The two-step target with the student itself first, t -> m, and
+second, m -> e, where a step spans 2^k of the teacher's and m is its middle.  A step of one is the teacher's.
+Names follow `two_step_target`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from halfstep.config.validate import Updates
+from halfstep.diffusion.denoiser import Denoiser, Teacher
+from halfstep.diffusion.loss_weighting import WEIGHTINGS
+from halfstep.diffusion.prediction import Clip
+from halfstep.diffusion.time_grids import Steps, Times
+from halfstep.errors import ConfigError
+from halfstep.methods.base import PipelineLike, Stage, StagePlan
+from halfstep.methods.default_updates import halving_updates, PAPER
+from halfstep.methods.diffusion.few_steps import FewStepsFromV, Segments
+from halfstep.methods.diffusion.flow_map_loss import FlowMapLoss
+from halfstep.methods.diffusion.halving_checks import refuse_other_grid
+from halfstep.models.end_time_embedding import check_end_features
+from halfstep.models.with_end_time import with_end_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans(Segments):
+    """`FlowMap` of a teacher that its grid can read."""
+
+    updates: tuple[Updates, ...] | None = None
+    """Optimiser updates of the one student. By the data: three eighths of a teacher's default, as halvings
+    to 8, 4, 2 and 1 steps take."""
+    start: Steps = 64
+    """Steps the teacher is sampled with: `first` times a power of two."""
+    first: Steps = 8
+    """Most steps of the student that are judged: `stop` times a power of two. It takes any from `stop` to
+    `start`."""
+    stop: Steps = 1
+    """Fewest steps of the student."""
+    t_end_embed_dim: int = 256
+    """Number of sines and cosines of the time where a step ends: even."""
+    sampler: ClassVar[str] = "flow-map"
+    keeps_network: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_end_features(self.t_end_embed_dim)
+
+    def _check_counts(self) -> None:
+        super()._check_counts()
+        if self.updates is not None and len(self.updates) > 1:
+            raise ConfigError(
+                f"there is one student for all numbers of steps, and updates has {len(self.updates)} "
+                "numbers: give one"
+            )
+        if (ratio := self.start // self.first) & (ratio - 1):
+            raise ConfigError(
+                f"start={self.start} steps cannot be bisected to steps of one from first={self.first}: write "
+                f"first times a power of two, for example start={self.first * 2 ** (ratio.bit_length())}"
+            )
+        if self.start == self.stop:
+            raise ConfigError(
+                f"start={self.start} and stop={self.stop} leave no step to bisect: write a larger start, for "
+                f"example start={2 * self.start}"
+            )
+
+    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
+        """One stage: the student of every number of steps."""
+        fine = self.fine_times(teacher.denoiser.schedule)
+        return [
+            StagePlan(
+                self.sampler,
+                self._updates,
+                teacher_times=fine,
+                sampler=self.sampler,
+                grid=self.grid,
+                clips=not self._leaves_eps(teacher),
+                forwards=self.objective(teacher.denoiser, fine).forwards,
+                grids=tuple(fine[:: self.start // count] for count in self.counts),
+            )
+        ]
+
+    @property
+    def _updates(self) -> int:
+        """The student's updates; by default those of halvings to its numbers of steps."""
+        return self._of(halving_updates(PAPER)) if self.updates is None else self.updates[0]
+
+    def _of(self, halving: int) -> int:
+        """As many updates as halvings to the same numbers of steps have: twice as many for 2 and for 1."""
+        return sum(halving * (2 if count <= 2 else 1) for count in self.counts)
+
+    def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
+        """The method with the updates of its one student."""
+        return replace(self, updates=tuple(updates))
+
+    def sized(self, teacher: PipelineLike, updates: int) -> Self:
+        """The method with its updates, unless some are given."""
+        if self.updates is not None:
+            return self
+        return replace(self, updates=(self._of(halving_updates(updates)),))
+
+    def check(self, teacher: PipelineLike) -> None:
+        """`ConfigError` for a teacher of another grid, or a grid on which a step has no target."""
+        super().check(teacher)
+        fine = self.fine_times(teacher.denoiser.schedule)
+        refuse_other_grid(teacher, fine)
+        self.objective(teacher.denoiser, fine).look_ahead()
+
+    def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
+        eta, clip = teacher.denoiser, self._clip(teacher)
+        [plan] = self.plan(teacher)
+        student = self.initial_student(eta)
+        yield plan.stage(student, self.objective(eta.freeze(), plan.teacher_times, clip))
+
+    def initial_student(self, teacher: Teacher) -> Denoiser:
+        """The untrained student: the teacher to the bit, wherever it is told that its step ends.
+
+        Args:
+            teacher: the denoiser to distil.
+        """
+        student = teacher.trainable_copy()
+        student.net = with_end_time(student.net, width=self.t_end_embed_dim)
+        return student
+
+    def objective(self, teacher: Teacher, fine: Times, clip: Clip | None = None) -> FlowMapLoss:
+        """The objective of the student of a teacher on this fine grid, clipped so.
+
+        Args:
+            teacher: the frozen denoiser.
+            fine: its grid.
+            clip: of the targets; None does not clip.
+        """
+        longest = (self.start // self.stop).bit_length() - 1
+        return FlowMapLoss(teacher, fine, longest, WEIGHTINGS[self.weighting], clip)
+
+    def summary(self) -> str:
+        """8, 4, 2 and 1 steps of one flow map along 64 of the teacher."""
+        counts, along, rest = super().summary().partition(" along ")
+        return f"{counts} of one flow map{along}{rest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMap(FewStepsFromV, Spans):
+    """One student that is told where its step ends, for any number of steps (shortcut, Frans et al. 2024).
+
+    A teacher that predicts eps becomes a v teacher first.
+
+    Raises:
+        ConfigError: `start` is not `first` times a power of two, or `first` not `stop` times one; more than
+            one number of updates; times that do not fit; a weight that vanishes where students start.
+    """
+
+    walks: ClassVar[bool] = True
