@@ -172,7 +172,6 @@ EXAMPLES = {
     ],
     "distill flow-map": [
         "halfstep distill flow-map --preset digits-flow-map --teacher runs/teacher --out runs/flow-map",
-        "halfstep sample runs/flow-map --steps 3 --out three.png",
     ],
     "distill multistep-consistency": [
         "halfstep distill multistep-consistency --teacher runs/teacher --data digits --start 64 "

@@ -4,7 +4,59 @@ from tests.mutants.mutant import of
 
 GRIDS = "training/several_grids"
 END = "models/with_end_time"
+FLOW = "methods/diffusion/flow_map"
+RUNS = "training/flow_map_runs"
 MUTANTS = (
+    *of(
+        "methods/diffusion/flow_map_loss",
+        FLOW,
+        ("(length + 1) // 2", "length // 2"),
+        ("i + length)", "i + 1)"),
+        ("2 * (FINE - 1)) / FINE", "2 * FINE) / FINE"),
+        ("fine = -(-rows // FINE)", "fine = rows // FINE"),
+        ("(rows - fine) * 2", "(rows - fine)"),
+        ("exponent = 1 + (self.longest", "exponent = (self.longest"),
+        (".minimum(starts - 1) * length", ".minimum(starts - 1)"),
+        ("masked_fill(_is_fine(draw).to(u.device), 0)", "masked_fill(_is_fine(draw).to(u.device), 1)"),
+        ("first, second = self._to(m), self._to(e)", "first, second = self._to(e), self._to(e)"),
+        ("cond, second=second)", "cond)"),
+        ("_toward(places[-1], cond)", "_toward(places[1], cond)"),
+        ("cond, clip=self.clip, solver=self.solver", "cond, solver=self.solver"),
+        ("cond, clip=self.clip, solver=self.solver", "cond, clip=self.clip"),
+        ("* CALLS[self.solver]", ""),
+        ("return self.loss.sampled(x_t, (t,), guess)", "return guess"),
+        ("return target(x_t[rows], t, m, e, None if", "return target(x_t[rows], t, m, e, cond if"),
+        ("update * draw.whole + rows", "rows"),
+        ("% FINE == 0", "% FINE == 1"),
+        ("torch.cat(order).argsort()", "torch.cat(order)"),
+        ("torch.where(stays, x_t, super", "torch.where(~stays, x_t, super"),
+        ("(self.steps - 1 / FINE)", "self.steps * 2"),
+        ("(n * starts // count) << k", "(n % starts) << k"),
+        ("(visit[0], -visit[1])", "(visit[0], visit[1])"),
+        ("range(k - 1, others, longest)", "range(k, others, longest)"),
+    ),
+    *of(
+        "methods/diffusion/flow_map",
+        FLOW,
+        ("(ratio := self.start // self.first) & (ratio - 1)", "False"),
+        ("if self.start == self.stop", "if False"),
+        ("(self.start // self.stop).bit_length() - 1", "(self.start // self.first).bit_length() - 1"),
+        ("fine[:: self.start // count]", "fine[:: self.first // count]"),
+        ("halving * (2 if count <= 2 else 1)", "halving"),
+        ("len(self.updates) > 1", "len(self.updates) > 2"),
+    ),
+    *of(
+        "methods/diffusion/flow_map",
+        RUNS,
+        ("student.net = with_end_time(student.net, width=self.t_end_embed_dim)", "pass"),
+        ("keeps_network: ClassVar[bool] = False", "keeps_network: ClassVar[bool] = True"),
+        ("        refuse_other_grid(teacher, fine)\n", ""),
+    ),
+    *of(
+        "methods/base",
+        RUNS,
+        ('own = "ddim" if stage.grids else stage.sampler', "own = stage.sampler"),
+    ),
     *of(
         "methods/diffusion/matching",
         "methods/diffusion/walks",

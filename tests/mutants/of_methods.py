@@ -477,7 +477,7 @@ MUTANTS = (
         "methods/base",
         "training/checks",
         (
-            "teacher.times and (teacher.sampler, teacher.direction) != (stage.sampler, stage.direction)",
+            "teacher.times and (teacher.sampler, teacher.direction) != (own, stage.direction)",
             "False",
         ),
         ("    if teacher.times:\n", "    if False:\n"),

@@ -34,7 +34,11 @@ complete halfstep \
         'c/--grid=/(auto uniform trailing logsnr karras)/' \
         'c/--solver=/(ddim heun)/' \
         'c/--preset=/(digits-progressive)/' \
+        'c/--preset=/(digits-flow-map)/' \
         'c/--preset=/(digits-multistep-consistency)/' \
+        'c/--solver=/(euler midpoint)/' \
+        'c/--points=/(data noise)/' \
+        'c/--preset=/(digits-parallel-decoding)/' \
         'c/--walks=/f/' \
         'c/--preset=/(digits-cached-walks)/' \
         'c/--preset=/(digits-guided fashion-mnist-guided)/' \
@@ -50,7 +54,7 @@ complete halfstep \
         'c/--held-out=/f/' \
         'c/--dtype=/(float32 float16 bfloat16)/' \
         'c/--format=/(pipeline torch-export onnx diffusers lora comfyui)/' \
-        'c/--/(addim augment baselines batch-size beside betas budget cache channels choose codec codec-config compile config cost-rounds counts data denoising depth device drop-labels dry-run dtype ema encode-batch error evaluate extend factor family feature-weight features first flip format from-previous from-scratch full full-sampler gate-seed gradient-checkpointing grid guidance-embed-dim guidance-range guidance-scale guidance-scales guided guided-updates half halving-updates held-out help host html images init int8 json keep kl-weight label-smoothing labels labels-per-class latent-channels learning-rate learning-rate-schedule levels license log log-every logits lora-rank margin mask max-grad-norm mean merge methods metrics micro-batch-size mirror model n negative-prompt negative-prompts net net-config new-noises no-evaluate no-logits no-mirror no-warm-start noise noise-schedule noise-seed noises npz offload optimiser out output per-class port precision predicts preset prompt prompts prune prune-rows push quick ramp-from recipe recipe-config recipes reparameterise-updates resize sampler samples samples-every sampling-clip save-every scale schedule-config seed seeds shard shown size skip-bad solver source split-samples start std steps stop strength student student-net target-clip target-sampler target-steps teacher teacher-config teacher-net temperatures text texts time-of time-offset time-scale times tokens tolerance unlabelled until updates validate variance verify version views walks warm-start warmup watch weight-decay weighting weights width workers zero-snr)/' \
+        'c/--/(addim augment baselines batch-size beside betas budget cache channels choose codec codec-config compile config cost-rounds counts data denoising depth device drop-labels dry-run dtype ema encode-batch error evaluate extend factor family feature-weight features first flip format from-previous from-scratch full full-sampler gate-seed gradient-checkpointing grid guidance-embed-dim guidance-range guidance-scale guidance-scales guided guided-updates half halving-updates held-out help host html images init int8 json keep kl-weight label-smoothing labels labels-per-class latent-channels learning-rate learning-rate-schedule levels license log log-every logits lora-rank margin mask max-grad-norm mean merge methods metrics micro-batch-size mirror model n negative-prompt negative-prompts net net-config new-noises no-evaluate no-logits no-mirror no-warm-start noise noise-schedule noise-seed noises npz offload optimiser out output per-class points port precision predicts preset prompt prompts prune prune-rows push quick ramp-from recipe recipe-config recipes reparameterise-updates resize sampler samples samples-every sampling-clip save-every scale schedule-config seed seeds shard shown size skip-bad solver source split-samples start std steps stop strength student student-net t-end-embed-dim target-clip target-sampler target-steps teacher teacher-config teacher-net temperatures text texts time-of time-offset time-scale times tokens tolerance unlabelled until updates validate variance verify version views walks warm-start warmup watch weight-decay weighting weights width zero-snr)/' \
         'c/-/(- -)/' \
         'n/--out/f/' \
         'n/--config/f/' \
@@ -78,7 +82,11 @@ complete halfstep \
         'n/--grid/(auto uniform trailing logsnr karras)/' \
         'n/--solver/(ddim heun)/' \
         'n/--preset/(digits-progressive)/' \
+        'n/--preset/(digits-flow-map)/' \
         'n/--preset/(digits-multistep-consistency)/' \
+        'n/--solver/(euler midpoint)/' \
+        'n/--points/(data noise)/' \
+        'n/--preset/(digits-parallel-decoding)/' \
         'n/--walks/f/' \
         'n/--preset/(digits-cached-walks)/' \
         'n/--preset/(digits-guided fashion-mnist-guided)/' \
@@ -96,7 +104,7 @@ complete halfstep \
         'n/--format/(pipeline torch-export onnx diffusers lora comfyui)/' \
         'p/1/(demo train distill latents sample encode compare evaluate report play runs compress grid export completion)/' \
         'n/train/(denoiser classifier codec)/' \
-        'n/distill/(progressive multistep-consistency cached-walks guided stochastic encoder shrink plan reparameterise knowledge)/' \
+        'n/distill/(progressive flow-map multistep-consistency parallel-decoding cached-walks guided stochastic encoder shrink plan reparameterise knowledge)/' \
         'n/compare/(knowledge)/' \
         'n/evaluate/f/' \
         'n/report/f/' \

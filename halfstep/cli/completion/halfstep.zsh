@@ -40,9 +40,11 @@ _shtab_halfstep_distill_commands() {
   local _commands=(
     cached-walks:'land where the teacher'"'"'s trajectories land (Luhman & Luhman 2021)'
     encoder:'halve the steps from images to noise (Meng et al. 2023)'
+    flow-map:'one student that is told where its step ends (Frans et al. 2024)'
     guided:'fold guidance into one call a step, then halve the steps (Meng et al. 2023)'
     knowledge:'distil a classifier into a smaller one (Hinton et al. 2015)'
     multistep-consistency:'jump to the ends of segments (Heek et al. 2024)'
+    parallel-decoding:'one student of many steps or few, with a head for each (PDD 2026)'
     plan:'shrink, fold guidance in and halve, in one run'
     progressive:'halve the steps, again and again (Salimans & Ho 2022)'
     reparameterise:'turn an eps teacher into a v teacher, which can be halved'
@@ -370,6 +372,73 @@ _shtab_halfstep_distill_encoder_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_halfstep_distill_encoder_defaults_added=0
 
+_shtab_halfstep_distill_flow_map_options=(
+  "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
+  "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
+  "--extend[Let the run in this folder have more updates, or halve further.]"
+  "--from-previous[Go on from the checkpoint before a damaged one.]"
+  "--dry-run[Print stages, updates, memory and time, without training.]"
+  "--log[Trackers beside OUT\/metrics.jsonl\: any of tensorboard, wandb, trackio.]:log:"
+  "--samples-every[Updates between pictures of the averaged student\'s samples, in OUT\/samples\; 0 draws none]:samples_every:"
+  "--data[digits, two-moons, fashion-mnist\:FOLDER, cifar10\:FOLDER]:data:_files"
+  "--size[Side of the images in pixels.]:size:"
+  "--channels[1 for gray, 3 for colour.]:channels:"
+  "--flip[Mirror half of the images, at random.]"
+  "--skip-bad[Leave out images that cannot be decoded, and list them in OUT\/skipped.txt.]"
+  "--prompts[A text file with a prompt a line, for images without captions\: in turn, one an image.]:prompts:_files"
+  "--encode-batch[Images that are encoded at a time.]:encode_batch:"
+  "--teacher[A teacher\'s folder, or the run that made it]:teacher:_files"
+  "--model[A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights.]:model:_files"
+  "--weights[Weights of the published model\: an official .pth file, or the folder N.ckpt of its trainer.]:weights:_files"
+  "--codec[Autoencoder of a latent model\: an official .pth file, a diffusers folder, or one of halfstep\'s.]:codec:_files"
+  "--text[Text encoder of a model that reads texts, as transformers saves it\; or a pipeline of diffusers, whose encoders are used.]:text:_files"
+  "--net[package.module\:function, if the teacher\'s network is one of your own.]:net:"
+  "--teacher-config[Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file.]:teacher_config:_files"
+  "--family[A .toml file on how a pipeline of diffusers calls its network, for a class that halfstep does not know.]:family:_files"
+  "--start[Steps the teacher is sampled with\: \`first\` times a power of two.]:start:"
+  "--stop[Fewest steps of the student.]:stop:"
+  "--updates[Optimiser updates of the one student]:updates:"
+  "--weighting[Loss weight on the x0 error\: constant, truncated-snr or snr\+1.]:weighting:"
+  "--grid[Where the teacher\'s steps lie\; a student\'s begin and end at some of them]:grid:(auto uniform trailing logsnr karras)"
+  "--times[A grid given as start \+ 1 times, noise first\; overrides \`grid\`.]:times:"
+  "--target-clip[Clip the teacher\'s images to \[-target_clip, target_clip\] at every step of a target]:target_clip:"
+  "--first[Most steps at which the student is evaluated\: \`stop\` times a power of two]:first:"
+  "--solver[Solver of the teacher\'s steps\: ddim, or heun, which is more exact and takes two calls a step.]:solver:(ddim heun)"
+  "--t-end-embed-dim[Number of sines and cosines of the time where a step ends\: even.]:t_end_embed_dim:"
+  "--reparameterise-updates[Updates of the first stage of an eps teacher, which makes it a v teacher]:reparameterise_updates:"
+  "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"
+  "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"
+  "--learning-rate[Learning rate\; another one may be given when a run goes on]:learning_rate:"
+  "--learning-rate-schedule[The rate falls to 0 within each stage, or stays.]:learning_rate_schedule:(linear constant)"
+  "--warmup[Updates over which the rate rises from 0.]:warmup:"
+  "--optimiser[adamw-8bit\: moments in 8 bits, by torchao]:optimiser:(adamw adamw-8bit muon)"
+  "--betas[AdamW\'s decay rates.]:betas:"
+  "--weight-decay[Decoupled weight decay.]:weight_decay:"
+  "--max-grad-norm[Largest norm of the gradient\; 0 is off.]:max_grad_norm:"
+  "--ema[Decay of the averaged weights that a stage ends with\; 0 is off, and costs no memory.]:ema:"
+  "--precision[The network\'s own arithmetic (autocast)\; everything else is float32.]:precision:(fp32 bf16 fp16)"
+  "--compile[torch.compile the network.]"
+  "--save-every[Updates between checkpoints.]:save_every:"
+  "--log-every[Updates between lines of metrics.jsonl, and between looks for nan.]:log_every:"
+  "--seed[All randomness is a function of it.]:seed:"
+  "--shard[Divide networks, gradients, optimiser and average among the processes of torchrun.]"
+  "--gradient-checkpointing[Recompute the student\'s activations in the backward pass\: less memory, a third more time.]"
+  "--offload[Keep the teacher and the codec in the CPU\'s memory while they are not called\; on a GPU.]"
+  "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
+  "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
+  "--full[Full steps of the teacher\; 0 is twice --start]:full:"
+  "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
+  "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
+  "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
+  "--preset[options that come with halfstep]:preset:(digits-flow-map)"
+  "--config[options from a TOML file]:config:_files"
+  "--help[print all options]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_halfstep_distill_flow_map_defaults_added=0
+
 _shtab_halfstep_distill_guided_options=(
   "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
   "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
@@ -557,6 +626,73 @@ _shtab_halfstep_distill_multistep_consistency_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_halfstep_distill_multistep_consistency_defaults_added=0
+
+_shtab_halfstep_distill_parallel_decoding_options=(
+  "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
+  "--device[auto (CUDA, then MPS, then CPU), or one by name\: cpu, cuda\:1.]:device:"
+  "--extend[Let the run in this folder have more updates, or halve further.]"
+  "--from-previous[Go on from the checkpoint before a damaged one.]"
+  "--dry-run[Print stages, updates, memory and time, without training.]"
+  "--log[Trackers beside OUT\/metrics.jsonl\: any of tensorboard, wandb, trackio.]:log:"
+  "--samples-every[Updates between pictures of the averaged student\'s samples, in OUT\/samples\; 0 draws none]:samples_every:"
+  "--data[digits, two-moons, fashion-mnist\:FOLDER, cifar10\:FOLDER]:data:_files"
+  "--size[Side of the images in pixels.]:size:"
+  "--channels[1 for gray, 3 for colour.]:channels:"
+  "--flip[Mirror half of the images, at random.]"
+  "--skip-bad[Leave out images that cannot be decoded, and list them in OUT\/skipped.txt.]"
+  "--prompts[A text file with a prompt a line, for images without captions\: in turn, one an image.]:prompts:_files"
+  "--encode-batch[Images that are encoded at a time.]:encode_batch:"
+  "--teacher[A teacher\'s folder, or the run that made it]:teacher:_files"
+  "--model[A published U-ViT instead, such as imagenet256_uvit_huge, with its --weights.]:model:_files"
+  "--weights[Weights of the published model\: an official .pth file, or the folder N.ckpt of its trainer.]:weights:_files"
+  "--codec[Autoencoder of a latent model\: an official .pth file, a diffusers folder, or one of halfstep\'s.]:codec:_files"
+  "--text[Text encoder of a model that reads texts, as transformers saves it\; or a pipeline of diffusers, whose encoders are used.]:text:_files"
+  "--net[package.module\:function, if the teacher\'s network is one of your own.]:net:"
+  "--teacher-config[Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file.]:teacher_config:_files"
+  "--family[A .toml file on how a pipeline of diffusers calls its network, for a class that halfstep does not know.]:family:_files"
+  "--start[Fine steps, each with a head\: a multiple of \`first\`.]:start:"
+  "--stop[Fewest steps of the student.]:stop:"
+  "--updates[Optimiser updates of the one student]:updates:"
+  "--weighting[Loss weight on the x0 error\: constant, truncated-snr or snr\+1.]:weighting:"
+  "--grid[Where the teacher\'s steps lie\; a student\'s begin and end at some of them]:grid:(auto uniform trailing logsnr karras)"
+  "--times[A grid given as start \+ 1 times, noise first\; overrides \`grid\`.]:times:"
+  "--target-clip[Clip the teacher\'s images to \[-target_clip, target_clip\] at every step of a target]:target_clip:"
+  "--first[Most steps of the student\: \`stop\` times a power of two]:first:"
+  "--solver[How the teacher makes a fine step]:solver:(euler midpoint)"
+  "--points[Where updates begin]:points:(data noise)"
+  "--reparameterise-updates[Updates of the first stage of an eps teacher, which makes it a v teacher]:reparameterise_updates:"
+  "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"
+  "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"
+  "--learning-rate[Learning rate\; another one may be given when a run goes on]:learning_rate:"
+  "--learning-rate-schedule[The rate falls to 0 within each stage, or stays.]:learning_rate_schedule:(linear constant)"
+  "--warmup[Updates over which the rate rises from 0.]:warmup:"
+  "--optimiser[adamw-8bit\: moments in 8 bits, by torchao]:optimiser:(adamw adamw-8bit muon)"
+  "--betas[AdamW\'s decay rates.]:betas:"
+  "--weight-decay[Decoupled weight decay.]:weight_decay:"
+  "--max-grad-norm[Largest norm of the gradient\; 0 is off.]:max_grad_norm:"
+  "--ema[Decay of the averaged weights that a stage ends with\; 0 is off, and costs no memory.]:ema:"
+  "--precision[The network\'s own arithmetic (autocast)\; everything else is float32.]:precision:(fp32 bf16 fp16)"
+  "--compile[torch.compile the network.]"
+  "--save-every[Updates between checkpoints.]:save_every:"
+  "--log-every[Updates between lines of metrics.jsonl, and between looks for nan.]:log_every:"
+  "--seed[All randomness is a function of it.]:seed:"
+  "--shard[Divide networks, gradients, optimiser and average among the processes of torchrun.]"
+  "--gradient-checkpointing[Recompute the student\'s activations in the backward pass\: less memory, a third more time.]"
+  "--offload[Keep the teacher and the codec in the CPU\'s memory while they are not called\; on a GPU.]"
+  "--tolerance[Stop when a student\'s ratio is surely above this]:tolerance:"
+  "--until[Never stop before the student of this number of steps\; with 1 the gate only reports.]:until:"
+  "--full[Full steps of the teacher\; 0 is twice --start]:full:"
+  "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
+  "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
+  "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
+  "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
+  "--preset[options that come with halfstep]:preset:(digits-parallel-decoding)"
+  "--config[options from a TOML file]:config:_files"
+  "--help[print all options]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_halfstep_distill_parallel_decoding_defaults_added=0
 
 _shtab_halfstep_distill_plan_options=(
   "--out[The run\'s folder\; the same command again goes on where it stopped.]:out:_files"
@@ -1289,9 +1425,11 @@ _shtab_halfstep_distill() {
       case $line[1] in
         cached-walks) _arguments -C -s $_shtab_halfstep_distill_cached_walks_options ;;
         encoder) _arguments -C -s $_shtab_halfstep_distill_encoder_options ;;
+        flow-map) _arguments -C -s $_shtab_halfstep_distill_flow_map_options ;;
         guided) _arguments -C -s $_shtab_halfstep_distill_guided_options ;;
         knowledge) _arguments -C -s $_shtab_halfstep_distill_knowledge_options ;;
         multistep-consistency) _arguments -C -s $_shtab_halfstep_distill_multistep_consistency_options ;;
+        parallel-decoding) _arguments -C -s $_shtab_halfstep_distill_parallel_decoding_options ;;
         plan) _arguments -C -s $_shtab_halfstep_distill_plan_options ;;
         progressive) _arguments -C -s $_shtab_halfstep_distill_progressive_options ;;
         reparameterise) _arguments -C -s $_shtab_halfstep_distill_reparameterise_options ;;

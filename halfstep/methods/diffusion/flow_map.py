@@ -20,7 +20,8 @@ from halfstep.methods.base import PipelineLike, Stage, StagePlan
 from halfstep.methods.default_updates import halving_updates, PAPER
 from halfstep.methods.diffusion.few_steps import FewStepsFromV, Segments
 from halfstep.methods.diffusion.flow_map_loss import FlowMapLoss
-from halfstep.methods.diffusion.halving_checks import refuse_other_grid
+from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
+from halfstep.methods.diffusion.two_step_target import Solver
 from halfstep.models.end_time_embedding import check_end_features
 from halfstep.models.with_end_time import with_end_time
 
@@ -35,10 +36,12 @@ class Spans(Segments):
     start: Steps = 64
     """Steps the teacher is sampled with: `first` times a power of two."""
     first: Steps = 8
-    """Most steps of the student that are judged: `stop` times a power of two. It takes any from `stop` to
-    `start`."""
+    """Most steps at which the student is evaluated: `stop` times a power of two. It takes every number from
+    `stop` to `start`."""
     stop: Steps = 1
     """Fewest steps of the student."""
+    solver: Solver = "ddim"
+    """Solver of the teacher's steps: ddim, or heun, which is more exact and takes two calls a step."""
     t_end_embed_dim: int = 256
     """Number of sines and cosines of the time where a step ends: even."""
     sampler: ClassVar[str] = "flow-map"
@@ -103,6 +106,7 @@ class Spans(Segments):
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher of another grid, or a grid on which a step has no target."""
+        refuse_solver(teacher, self.solver, leaves_eps=self._leaves_eps(teacher))
         super().check(teacher)
         fine = self.fine_times(teacher.denoiser.schedule)
         refuse_other_grid(teacher, fine)
@@ -133,7 +137,8 @@ class Spans(Segments):
             clip: of the targets; None does not clip.
         """
         longest = (self.start // self.stop).bit_length() - 1
-        return FlowMapLoss(teacher, fine, longest, WEIGHTINGS[self.weighting], clip)
+        weighting = WEIGHTINGS[self.weighting]
+        return FlowMapLoss(teacher, fine, longest, weighting, clip, self.solver)
 
     def summary(self) -> str:
         """8, 4, 2 and 1 steps of one flow map along 64 of the teacher."""

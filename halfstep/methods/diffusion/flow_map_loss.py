@@ -18,8 +18,10 @@ from halfstep.methods.base import teacher_calls
 from halfstep.methods.diffusion.few_steps import Merging
 from halfstep.methods.diffusion.matching import on_grid, Places
 from halfstep.methods.diffusion.two_step_target import (
+    CALLS,
     one_step_target,
     Predicts,
+    Solver,
     two_step_target,
 )
 from halfstep.rng import Draw
@@ -43,13 +45,20 @@ class FlowMapLoss(Merging):
     """The longest step is 2^longest fine ones."""
     weighting: Weighting = truncated_snr
     clip: Clip | None = None
+    solver: Solver = "ddim"
+    """Solver of the teacher's steps."""
     student: Predicts | None = None
     """Predicts the halves, without gradients: the network in training."""
 
     @property
     def forwards(self) -> float:
         """On average: the student's forward and backward, and the teacher's call or the student's two."""
-        return 3 + (teacher_calls(self.teacher) + 2 * (FINE - 1)) / FINE
+        return 3 + (self._teachers + 2 * (FINE - 1)) / FINE
+
+    @property
+    def _teachers(self) -> int:
+        """The calls of a network in one of the teacher's steps."""
+        return teacher_calls(self.teacher) * CALLS[self.solver]
 
     def cost(self, updates: int, batch: int) -> int:
         """The cost of a stage in forwards.
@@ -60,7 +69,7 @@ class FlowMapLoss(Merging):
         """
         rows = updates * batch
         fine = -(-rows // FINE)
-        return 3 * rows + fine * teacher_calls(self.teacher) + (rows - fine) * 2
+        return 3 * rows + fine * self._teachers + (rows - fine) * 2
 
     @property
     def steps(self) -> int:
@@ -104,7 +113,7 @@ class FlowMapLoss(Merging):
 
     def _fine(self, x_t: Tensor, t: Tensor, m: Tensor, e: Tensor, cond: Cond | None) -> Prediction:
         """The teacher's one step."""
-        return one_step_target(self.teacher, x_t, t, e, cond, clip=self.clip)
+        return one_step_target(self.teacher, x_t, t, e, cond, clip=self.clip, solver=self.solver)
 
     def _halves(
         self, x_t: Tensor, t: Tensor, m: Tensor, e: Tensor, cond: Cond | None
@@ -128,7 +137,7 @@ class FlowMapLoss(Merging):
 
     def walk_cost(self, updates: int) -> float:
         """The teacher's fine steps to the states of the first update; later ones are targets, too."""
-        return teacher_calls(self.teacher) * (self.steps - 1 / FINE)
+        return self._teachers * (self.steps - 1 / FINE)
 
     def step_prediction(
         self, x_t: Tensor, places: Places, cond: Cond | None, target: Prediction | None

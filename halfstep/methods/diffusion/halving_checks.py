@@ -43,6 +43,20 @@ def refuse_other_clip(teacher: PipelineLike, clip: float) -> None:
         )
 
 
+def refuse_solver(teacher: PipelineLike, solver: str, *, leaves_eps: bool) -> None:
+    """`ConfigError` for another solver of a teacher whose sampler is DDIM.
+
+    leaves_eps  whether its sampler clips images and leaves eps
+    """
+    if solver != "ddim" and teacher.times:
+        raise ConfigError("this teacher is a student, whose own sampler is DDIM: leave solver out")
+    if solver != "ddim" and leaves_eps:
+        raise ConfigError(
+            "this teacher's sampler clips images and leaves eps, which only DDIM does: leave solver or "
+            "target_clip out"
+        )
+
+
 def refuse_other_grid(teacher: PipelineLike, times: Times) -> None:
     """`ConfigError` for a student as the teacher on a grid that is not its own."""
     if teacher.times and not any(_same(times, grid) for grid in teacher.times):

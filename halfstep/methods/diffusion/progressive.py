@@ -19,7 +19,7 @@ from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import PipelineLike, Stage, StagePlan, student_name, teacher_calls
 from halfstep.methods.diffusion.few_steps import FewSteps, FewStepsFromV, Merging
-from halfstep.methods.diffusion.halving_checks import refuse_other_grid
+from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
 from halfstep.methods.diffusion.matching import on_grid, Places
 from halfstep.methods.diffusion.two_step_target import CALLS, Solver, steps_target
 from halfstep.rng import Draw
@@ -142,15 +142,7 @@ class Progressive(FewStepsFromV, Halving):
         Raises:
             ConfigError: a teacher that is a student of other steps, or for another sampler or clipping.
         """
-        if self.solver != "ddim" and teacher.times:
-            raise ConfigError(
-                "this teacher is a student, whose own sampler is DDIM: leave solver out"
-            )
-        if self.solver != "ddim" and self._leaves_eps(teacher):
-            raise ConfigError(
-                "this teacher's sampler clips images and leaves eps, which only DDIM does: leave solver or "
-                "target_clip out"
-            )
+        refuse_solver(teacher, self.solver, leaves_eps=self._leaves_eps(teacher))
         super().check(teacher)
 
 

@@ -17,6 +17,7 @@ from halfstep.diffusion.time_grids import in_spans, uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, FlowMap
 from halfstep.methods.diffusion.flow_map_loss import FlowMapLoss
+from halfstep.methods.diffusion.two_step_target import one_step_target
 from halfstep.methods.diffusion.walks import Walked
 from halfstep.rng import Draw
 from tests.support.denoisers import Counted, named, READS, SCHEDULES, seeded, wobbly_teacher
@@ -285,6 +286,19 @@ def test_the_exact_student_of_a_clipping_sampler_has_no_loss(schedule, kind):
     guess = objective.guess(exact, x_t, places, None)
     lands = [level_of(schedule, places[2], x_t).mix(p.x0, p.eps) for p in (target, guess)]
     torch.testing.assert_close(*lands, rtol=1e-9, atol=1e-9)
+
+
+def test_a_fine_step_by_heun_is_heuns_and_takes_two_calls():
+    teacher = Rows(gaussian_teacher(Karras()))
+    objective = loss_of(teacher, solver="heun")
+    x_t = torch.full((1, 1), 2.0)
+    t, e = torch.tensor([0.5625]), torch.tensor([0.5])
+    target = objective.target(x_t, (t, e, e), None)
+    expected = one_step_target(teacher.denoiser, x_t, t, e, solver="heun")
+    assert torch.equal(target.x0, expected.x0) and teacher.rows == 2
+    assert (target.x0 - teacher(x_t, t).x0).abs() > 1e-4
+    assert objective.forwards == 5.0 and objective.cost(2, 4) == 3 * 8 + 2 * 2 + 6 * 2
+    assert FlowMap(solver="heun").plan(DenoiserOnly(gaussian_teacher(Karras())))[0].forwards == 5.0
 
 
 def test_the_students_halves_are_clipped_as_its_sampler_clips():
