@@ -63,6 +63,43 @@ def test_figure1_is_drawn(figure1, tmp_path, capsys):
     assert "1 distilled" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def which_method():
+    return example("which_method")
+
+
+def test_which_method_is_measured_and_drawn(which_method, tmp_path, capsys):
+    names = ("progressive", "multistep-consistency", "cached-walks")
+    options = which_method.Options(out=tmp_path, updates=2, budget=200_000, methods=names)
+    distances = which_method.main(options)
+    assert list(distances) == ["teacher, DDIM", *names]
+    assert all(math.isfinite(value) for row in distances.values() for value in row)
+    assert (tmp_path / "which-method.png").read_bytes().startswith(b"\x89PNG")
+    assert "multistep-consistency" in capsys.readouterr().out
+
+
+def test_every_arrow_of_a_target_begins_where_the_last_one_ends(which_method):
+    for title, steps, (start, end) in which_method.TARGETS:
+        ends = [start, *(end for _, end, _ in steps)]
+        assert [begin for begin, _, _ in steps] == ends[:-1] and ends[-1] == end, title
+
+
+def test_the_drawn_trajectory_is_the_samplers(which_method, points):
+    path = which_method.trajectory(points, 3)
+    noise = halfstep.rng.sample_noise(0, [3], (2,))
+    assert path.shape == (which_method.FINE + 1, 2) and torch.equal(path[:1], noise)
+    assert torch.equal(path[-1:], halfstep.sample(points.denoiser, noise, points.grid(16)))
+
+
+@pytest.mark.slow
+def test_every_method_is_near_the_teachers_ode(which_method, tmp_path):
+    """At 4 steps at most 1.5 times the distance of progressive distillation, for as many forwards."""
+    distances = which_method.main(which_method.Options(out=tmp_path))
+    at_four = {name: row[which_method.COUNTS.index(4)] for name, row in distances.items()}
+    for name in which_method.NAMES:
+        assert at_four[name] <= 1.5 * at_four["progressive"], name
+
+
 def test_the_ablation_refuses_what_cannot_be_distilled_and_scores_the_rest(tmp_path, capsys):
     ablation = example("parameterisations")
     rows = ablation.main(ablation.Options(out=tmp_path, quick=True))
