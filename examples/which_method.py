@@ -14,6 +14,7 @@ import torch
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 import halfstep
@@ -50,7 +51,7 @@ class Options:
     """Methods by name."""
     seed: int = 0
     """Seed of training; the points are always the same."""
-    noise: int = 0
+    noise: int = 51
     """Number of the noise whose trajectory is drawn."""
 
 
@@ -96,9 +97,12 @@ def main(options: Options) -> dict[str, list[float]]:
     for name, row in found.items():
         print(f"{name:<24}" + "".join(f"{value:8.3f}" for value in row))
     path = trajectory(teacher, options.noise)
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 8.2), layout="constrained")
     for axis, (title, steps, learnt) in zip(figure.subplots(2, 2).flat, TARGETS, strict=True):
         draw(axis, path, title, steps, learnt)
+    figure.legend(
+        handles=_legend(), loc="outside lower center", ncols=2, frameon=False, fontsize=10
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out / "which-method.png", dpi=140)
     print(options.out / "which-method.png")
@@ -110,13 +114,13 @@ def main(options: Options) -> dict[str, list[float]]:
 Arrow = tuple[int, int, str]
 """From a point of the trajectory to another; who predicts it."""
 TARGETS: Sequence[tuple[str, Sequence[Arrow], tuple[int, int]]] = (
-    ("progressive distillation: teacher, teacher", [(0, 2, "t"), (2, 4, "t")], (0, 4)),
-    ("multistep consistency: teacher, student", [(0, 2, "t"), (2, 8, "s")], (0, 8)),
-    ("flow map: student, student", [(0, 4, "s"), (4, 8, "s")], (0, 8)),
+    ("progressive distillation: teacher, teacher", [(0, 4, "t"), (4, 8, "t")], (0, 8)),
+    ("multistep consistency: teacher, student", [(0, 4, "t"), (4, 16, "s")], (0, 16)),
+    ("flow map: student, student", [(0, 8, "s"), (8, 16, "s")], (0, 16)),
     (
-        "parallel decoding: the teacher at the student's points",
-        [(0, 2, "t"), (2, 4, "t"), (4, 6, "t"), (6, 8, "t")],
-        (0, 8),
+        "parallel decoding: teacher, at the student's points",
+        [(0, 4, "t"), (4, 8, "t"), (8, 12, "t"), (12, 16, "t")],
+        (0, 16),
     ),
 )
 """Title, the arrows of the target, and the step that learns to land where they land."""
@@ -134,14 +138,34 @@ def draw(
 ) -> None:
     """The trajectory, the arrows of a target, and the one that learns them."""
     data = halfstep.load_data("two-moons").values[:3000]
-    axis.scatter(*data.T, s=3, color="#e3e3e3", linewidths=0)
-    axis.plot(*path.T, color="#a8a8a8", lw=1, marker="o", ms=3)
+    axis.scatter(*data.T, s=6, color="#e3e3e3", linewidths=0)
+    axis.plot(*path.T, color="#a8a8a8", lw=1)
+    axis.plot(*path[::4].T, "o", color="#a8a8a8", ms=5)
+    axis.plot(*path[0], "o", mfc="white", mec=TEACHER, ms=8)
     for start, end, who in steps:
-        _arrow(axis, path[start], path[end], TEACHER if who == "t" else STUDENT, 0.35)
-    _arrow(axis, path[learnt[0]], path[learnt[1]], STUDENT, -0.35, style="dashed")
-    axis.set_title(title, fontsize=10)
+        _arrow(axis, path[start], path[end], TEACHER if who == "t" else STUDENT, 0.3)
+    _arrow(axis, path[learnt[0]], path[learnt[1]], STUDENT, -0.3, style="dashed")
+    middle, reach = (
+        (path.amax(0) + path.amin(0)) / 2,
+        0.75 * float((path.amax(0) - path.amin(0)).max()),
+    )
+    for limits, value in ((axis.set_xlim, middle[0]), (axis.set_ylim, middle[1])):
+        limits(float(value) - reach, float(value) + reach)
+    axis.set_title(title, fontsize=11)
     axis.set_aspect("equal")
     axis.axis("off")
+
+
+def _legend() -> list[Line2D]:
+    """What the lines stand for."""
+    return [
+        Line2D(
+            [], [], color="#a8a8a8", lw=1, marker="o", label="the teacher's trajectory, from noise"
+        ),
+        Line2D([], [], color=TEACHER, lw=1.6, label="a step of the teacher"),
+        Line2D([], [], color=STUDENT, lw=1.6, label="of the student, without gradient"),
+        Line2D([], [], color=STUDENT, lw=1.6, ls="dashed", label="the step that is learnt"),
+    ]
 
 
 def _arrow(
