@@ -20,7 +20,7 @@ from halfstep.training.progress import ProgressCallback
 from halfstep.training.signals import StopRequest
 
 ON_DEVICE = 2**31
-"""Bytes of walks below which all of them are kept on the device."""
+"""Bytes of walks below which all of them are kept in the device's memory."""
 STOPPED = "stopped while the teacher walked; run the same command again to go on"
 
 
@@ -77,7 +77,7 @@ class WalkKeeper:
                 raise
         processes.run_on_first(partial(self._verify, walker))
         walks = open_walks(self.folder, verify=False)
-        return walks.to(processes.device) if walks.nbytes < ON_DEVICE else walks
+        return walks.in_memory(processes.device) if walks.nbytes < ON_DEVICE else walks
 
     def _verify(self, walker: TeacherWalker) -> None:
         open_walks(self.folder, key=walker.key)

@@ -137,14 +137,15 @@ class Walks:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes that `to` moves."""
+        """The number of bytes that `in_memory` takes."""
         return self.states.nbytes + (self.conditions.nbytes if self.conditions else 0)
 
-    def to(self, device: torch.device | str) -> "Walks":
+    def in_memory(self, device: torch.device | str) -> "Walks":
+        """The walks in the memory of a device, in one piece: many files take a gather each."""
         return replace(
             self,
-            states=self.states.to(device),
-            conditions=self.conditions and self.conditions.to(device),
+            states=_whole(self.states, device),
+            conditions=self.conditions and _whole(self.conditions, device),
             scales=None if self.scales is None else self.scales.to(device),
         )
 
@@ -181,6 +182,10 @@ class Walks:
             scale = self.scales[walks.to(self.scales.device)]
             cond = replace(cond or Cond(), guidance_scale=scale)
         return cond
+
+
+def _whole(shards: Shards, device: torch.device | str) -> Shards:
+    return Shards((torch.cat(shards.parts).to(device),))
 
 
 def unpacked_cond(rows: Tensor, tensors: Formats) -> Cond:

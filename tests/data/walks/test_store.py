@@ -57,6 +57,10 @@ def test_walks_are_read_by_number(tmp_path, more):
         return
     assert torch.equal(cond.label, i % 10)
     assert torch.equal(cond.encoder_hidden_states[:, 0, 0], i.float())
+    whole = walks.in_memory("cpu")
+    assert len(whole.states.parts) == 1
+    assert torch.equal(whole.at(i, k), states)
+    assert torch.equal(whole.cond(i).label, cond.label)
     scale = 1 + (i % 3).double() / 7
     assert cond.guidance_scale is None if not more else torch.equal(cond.guidance_scale, scale)
 
