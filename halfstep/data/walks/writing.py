@@ -195,8 +195,7 @@ class _Work:
         named = {entry["file"] for shard in about["shards"] for entry in shard["files"]}
         for path in self.folder.glob("*-[0-9]*-[0-9]*.npy"):
             if path.name not in named:
-                with suppress(OSError):
-                    path.unlink()
+                files.remove(path)
 
 
 def walk_bytes(points: int, shape: Sequence[int], dtype: str, cond: Cond | None) -> int:

@@ -117,6 +117,21 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, at):
     assert made(tmp_path / "w").walked == []
 
 
+def test_walks_go_on_in_the_batches_that_they_began_with(tmp_path):
+    """Or in smaller ones, where memory does not allow these."""
+    made(tmp_path / "w", 13, batch=2)
+    walker = made(tmp_path / "w", batch=4)
+    assert {len(numbers) for numbers in walker.walked} == {2}
+    assert contents(tmp_path / "w") == contents_of_once(tmp_path, batch=2)
+    walker = made(tmp_path / "w", 40, batch=1)
+    assert {len(numbers) for numbers in walker.walked} == {1}
+
+
+def contents_of_once(tmp_path, **more):
+    made(tmp_path / "once", **more)
+    return contents(tmp_path / "once")
+
+
 def test_a_file_that_is_gone_is_made_again(tmp_path):
     made(tmp_path / "w")
     before = contents(tmp_path / "w")
