@@ -35,6 +35,8 @@ NAMES = (
     "parallel-decoding",
     "cached-walks",
 )
+OPTIONS = {"cached-walks": {"solver": "ddim"}}
+"""All methods learn the same DDIM steps of the teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def trained_teacher(options: Options) -> Pipeline:
 
 def distilled(teacher: Pipeline, name: str, options: Options) -> RunFolder:
     """The run of a method, within the budget."""
-    method: Method = METHODS[name](start=FINE)
+    method: Method = METHODS[name](start=FINE, **OPTIONS.get(name, {}))
     training = TrainingConfig(batch_size=128, learning_rate=2e-3, ema=0.98, seed=options.seed)
     method = method.with_budget(teacher, options.budget, training.batch_size, name=name)
     folder = options.out / f"{name}-{options.seed}"
@@ -82,7 +84,10 @@ def distances(teacher: Pipeline, runs: dict[str, RunFolder]) -> dict[str, list[f
         apart = pipeline.sample(POINTS, seed=1, steps=steps) - ends
         return float(apart.square().sum(1).mean().sqrt())
 
-    found = {"teacher, DDIM": [distance(teacher, steps) for steps in COUNTS]}
+    found = {
+        f"teacher, {FINE} steps": [distance(teacher, FINE)] * len(COUNTS),
+        "teacher, DDIM": [distance(teacher, steps) for steps in COUNTS],
+    }
     for name, run in runs.items():
         found[name] = [distance(run.student(steps), steps) for steps in COUNTS]
     return found

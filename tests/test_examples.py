@@ -68,11 +68,13 @@ def which_method():
     return example("which_method")
 
 
-def test_which_method_is_measured_and_drawn(which_method, tmp_path, capsys):
+def test_which_method_is_measured_and_drawn(which_method, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(which_method, "POINTS", 20)
+    monkeypatch.setattr(which_method, "ODE", 16)
     names = ("progressive", "multistep-consistency", "cached-walks")
-    options = which_method.Options(out=tmp_path, updates=2, budget=200_000, methods=names)
+    options = which_method.Options(out=tmp_path, updates=2, budget=128_000, methods=names)
     distances = which_method.main(options)
-    assert list(distances) == ["teacher, DDIM", *names]
+    assert list(distances) == ["teacher, 16 steps", "teacher, DDIM", *names]
     assert all(math.isfinite(value) for row in distances.values() for value in row)
     assert (tmp_path / "which-method.png").read_bytes().startswith(b"\x89PNG")
     assert "multistep-consistency" in capsys.readouterr().out
