@@ -57,6 +57,8 @@ class HeadBank(nn.Module):
     def forward(self, h: Tensor, heads: Tensor | None) -> Tensor:
         if heads is None:
             raise ConfigError(NO_HEADS)
+        if torch.compiler.is_exporting() and self.convolution:
+            return self._all_convolved(h, heads)
         if heads.ndim not in (2, 3) or heads.shape[-1] != self.heads:
             raise ConfigError(
                 f"this network has {self.heads} heads and got weights of shape {list(heads.shape)}: give "
@@ -85,6 +87,14 @@ class HeadBank(nn.Module):
         )
         parts: Tensor = out[0].unflatten(0, (rows, combinations, -1))
         return parts.transpose(0, 1).flatten(0, 1)
+
+    def _all_convolved(self, h: Tensor, heads: Tensor) -> Tensor:
+        """The combinations of all heads' outputs, for heads [B, N]: a trace has no groups for any batch."""
+        bias = None if self.bias is None else self.bias.flatten()
+        out: Tensor = F.conv2d(h, self.weight.flatten(0, 1), bias, **self.convolution)
+        parts = out.unflatten(1, (self.heads, -1))
+        combined: Tensor = (parts * heads.to(parts.dtype)[:, :, None, None, None]).sum(1)
+        return combined
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, shape={list(self.weight.shape[1:])}"

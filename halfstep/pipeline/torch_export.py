@@ -16,13 +16,14 @@ from torch import nn, Tensor
 
 from halfstep.batch import Cond, NAMED
 from halfstep.diffusion.samplers import start
+from halfstep.diffusion.samplers.in_blocks import weights_of_steps
 from halfstep.diffusion.schedules import arriving, Level
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.pipeline.any_batch import any_batch
 from halfstep.pipeline.conditioning import condition
 from halfstep.pipeline.pipeline import Pipeline
-from halfstep.pipeline.samplers import FLOW_MAP
+from halfstep.pipeline.samplers import FLOW_MAP, PARALLEL_DECODING, TOLD
 from halfstep.quiet import quietly
 from halfstep.rng import sample_noise
 from halfstep.storage import rounded
@@ -66,6 +67,10 @@ class SamplingStep(nn.Module):
         if self.told_end:
             ends = denoiser.time.arriving(grid[1:], denoiser.schedule)
             self.register_buffer("time_end", ends.float())
+        self.told_heads = pipeline.sampler == PARALLEL_DECODING
+        if self.told_heads:
+            weights = weights_of_steps(denoiser.schedule, times, pipeline.fine_times)
+            self.register_buffer("heads", weights.float())
         for name, value in (("start", start), ("end", end)):
             self.register_buffer(f"alpha_{name}", value.alpha.float())
             self.register_buffer(f"sigma_{name}", value.sigma.float())
@@ -82,6 +87,8 @@ class SamplingStep(nn.Module):
         added = {name: fields.pop(name) for name in self.names if name not in NAMED}
         if self.told_end:
             fields["t_end"] = self.get_buffer("time_end")[step]
+        if self.told_heads:
+            fields["heads"] = self.get_buffer("heads")[step]
         cond = Cond(**fields, added=added) if fields or added else None
         start, end = self._level("start", step, x), self._level("end", step, x)
         out = self.net(x.to(self.dtype), self.get_buffer("time")[step], cond)
@@ -112,7 +119,7 @@ def conditions_of(pipeline: Pipeline) -> tuple[str, ...]:
 
 def refuse_unexportable(pipeline: Pipeline) -> None:
     """`ConfigError` for students of other steps than DDIM's, and for int8."""
-    is_ddim = pipeline.reference_sampler in ("ddim", FLOW_MAP)
+    is_ddim = pipeline.reference_sampler in ("ddim", *TOLD)
     if pipeline.direction == "invert" or not is_ddim:
         raise ConfigError(
             f"this student has sampler '{pipeline.sampler}' and direction '{pipeline.direction}', and a "

@@ -4,11 +4,14 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from halfstep.models import DiffusersNet
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.to_diffusers.folder import HEADS
 from halfstep.pipeline.to_diffusers.target import call_arguments, Target
 from halfstep.storage import write_text
-from halfstep.workflows.diffusers_proof import DRAWN, PROMPTS
+from halfstep.workflows.diffusers_proof import DRAWN, heads_request, PROMPTS
 from halfstep.workflows.exported import ExportConfig
 from halfstep.workflows.model_card import about, page, plain, report_of
 from halfstep.workflows.report_in_card import report_table, save_picture
@@ -57,13 +60,43 @@ def write_diffusers_card(
         f"by {difference:.1e} of the largest value",
         *details,
     ]
-    lines += ["", "```python", *loading, *snippet(pipeline, target), "```"]
+    lines += [
+        "",
+        "```python",
+        *loading,
+        *_heads(pipeline, config.out),
+        *snippet(pipeline, target),
+        "```",
+    ]
     commands = [_command(config)]
     if (report := report_of(config.run)) is not None:
         commands = [report.provenance.command, *commands]
         lines += ["", *report_table(report), "", *save_picture(report, config.out)]
     text = _metadata(pipeline, config, metadata) + page(lines, [("bash", commands)])
     write_text(config.out / "README.md", text)
+
+
+def _heads(pipeline: Pipeline, folder: Path) -> list[str]:
+    """The code that gives each call the last layer of its step, of a student of parallel decoding."""
+    request = heads_request(folder, cast(DiffusersNet, pipeline.denoiser.net))
+    if request is None:
+        return []
+    return [
+        "",
+        "# Each step has a last layer of its own, in heads.safetensors.",
+        "from itertools import cycle",
+        "from safetensors.torch import load_file",
+        "",
+        f'heads, numbers = load_file("{HEADS}"), cycle(range({request["steps"]}))',
+        "",
+        "def next_head(layer, inputs):",
+        "    k = next(numbers)",
+        '    layer.load_state_dict({name: heads[f"{k}.{name}"] for name in layer.state_dict()})',
+        "",
+        f"layer = pipeline.{request['component']}.{request['layer']}",
+        "layer.register_forward_pre_hook(next_head)",
+        "",
+    ]
 
 
 def _metadata(pipeline: Pipeline, config: ExportConfig, more: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from halfstep.pipeline.from_diffusers.families import FAMILIES
 from halfstep.pipeline.from_diffusers.texts import PromptEncoder
 from halfstep.pipeline.from_diffusers.weights import variant_of
 from halfstep.pipeline.to_diffusers import draw
+from halfstep.pipeline.to_diffusers.folder import HEADS, NETWORKS
 from halfstep.pipeline.to_diffusers.target import call_arguments, Target
 from halfstep.rng import sample_noise
 from halfstep.workflows.exported import lowest_scale
@@ -56,7 +57,8 @@ def measure(pipeline: Pipeline, target: Target, folder: Path, loras: Sequence[Pa
     """
     inputs = _inputs(pipeline, target)
     noise = sample_noise(0, range(DRAWN), pipeline.shape)
-    drawn = _drawn(target, folder, loras, noise, inputs)
+    net = cast(DiffusersNet, pipeline.denoiser.net)
+    drawn = _drawn(target, net, folder, loras, noise, inputs)
     ours = _own(pipeline, target, folder, noise, inputs)
     return max(_difference(pipeline, theirs, ours) for theirs in drawn)
 
@@ -86,9 +88,14 @@ def _inputs(pipeline: Pipeline, target: Target) -> JsonObject:
 
 
 def _drawn(
-    target: Target, folder: Path, loras: Sequence[Path], noise: Tensor, inputs: JsonObject
+    target: Target,
+    net: DiffusersNet,
+    folder: Path,
+    loras: Sequence[Path],
+    noise: Tensor,
+    inputs: JsonObject,
 ) -> list[Tensor]:
-    """What diffusers draws in a process of its own, with each LoRA."""
+    """What diffusers draws in a process of its own, with each LoRA, and the last layer of each step."""
     output = {"output_type": "latent" if "prompt" in inputs else "pt"}
     halves = (variant_of(part) for part in folder.iterdir() if part.is_dir())
     with tempfile.TemporaryDirectory() as place:
@@ -100,6 +107,7 @@ def _drawn(
             "variant": next(filter(None, halves), None),
             "loras": [str(file.resolve()) for file in loras],
             "scheduler": target.scheduler.name,
+            "heads": heads_request(folder, net),
             "call": {**target.call, **inputs, **output},
         }
         storage.write_json(request, {**content, **files})
@@ -114,6 +122,18 @@ def _drawn(
                 f"{lines[-1] if lines else f'its process ended with {done.returncode}'}"
             )
         return list(storage.read_state_dict(Path(files["out"])).values())
+
+
+def heads_request(folder: Path, net: DiffusersNet) -> JsonObject | None:
+    """The file of a student's heads and where they belong; None for a student without."""
+    if not net.output_heads:
+        return None
+    return {
+        "file": str((folder / HEADS).resolve()),
+        "component": next(name for name in NETWORKS if (folder / name).is_dir()),
+        "layer": net.inputs.last_layer,
+        "steps": net.output_heads,
+    }
 
 
 def _own(

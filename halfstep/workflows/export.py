@@ -14,6 +14,7 @@ from halfstep.errors import ConfigError
 from halfstep.models.classifiers.checkpoint import classifier_in, load_classifier, save_classifier
 from halfstep.models.classifiers.registry import example_shape
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.fused import fused, has_heads
 from halfstep.pipeline.lora_file import is_lora, LoraFile, read_lora
 from halfstep.rng import sample_noise
 from halfstep.storage import write_text
@@ -119,6 +120,8 @@ def _write(config: ExportConfig) -> Exported:
     lora = read_lora(folder) if folder is not None and is_lora(folder) else None
     config = with_format(config, lora)
     pipeline = locate_pipeline(config.run, steps=config.steps, net=config.net, base=config.source)
+    if has_heads(pipeline) and (config.format != "pipeline" or config.steps is not None):
+        pipeline = fused(pipeline, config.steps)
     if lora is not None and config.format == "lora":
         return write_lora(pipeline, config, lora)
     return WRITERS[cast(Format, config.format)](pipeline, config)

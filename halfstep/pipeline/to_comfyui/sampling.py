@@ -12,6 +12,7 @@ from halfstep.diffusion.schedules import BetaTable, RectifiedFlow
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.pipeline.base import PipelineFields
+from halfstep.pipeline.samplers import PARALLEL_DECODING
 from halfstep.pipeline.to_comfyui.models import ComfyModel
 
 STABLE_DIFFUSION = BetaTable("scaled_linear", 1000, 0.00085, 0.012)
@@ -66,6 +67,11 @@ class ComfySampling:
 def comfy_sampling(pipeline: PipelineFields, model: ComfyModel, times: Times) -> ComfySampling:
     """The nodes' settings for a student on these times; `ConfigError` where ComfyUI samples otherwise."""
     denoiser = pipeline.denoiser
+    if pipeline.sampler == PARALLEL_DECODING:
+        raise ConfigError(
+            f"ComfyUI loads one last layer of a network, and this student has one for each of "
+            f"{len(times) - 1} steps: write steps=1 (--steps 1), or format='diffusers'"
+        )
     if pipeline.sampler != "ddim" or pipeline.direction != "denoise":
         raise ConfigError(
             f"ComfyUI's euler takes the steps of ddim, and this student was distilled for "

@@ -24,6 +24,8 @@ def draw(request_file: str) -> None:
     )
     pipeline.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    if request["heads"]:
+        _exchange_heads(pipeline, **request["heads"])
     loras = [Path(file) for file in request["loras"]]
     if loras:
         scheduler = getattr(diffusers, request["scheduler"])
@@ -36,6 +38,21 @@ def draw(request_file: str) -> None:
         samples[file.name] = _sampled(pipeline, noise, request["call"])
         pipeline.unload_lora_weights()
     save_file(samples, request["out"])
+
+
+def _exchange_heads(pipeline: Any, file: str, component: str, layer: str, steps: int) -> None:
+    """Give each call of a network the last layer of its step."""
+    from itertools import cycle
+
+    from safetensors.torch import load_file
+
+    heads, numbers = load_file(file), cycle(range(steps))
+
+    def next_head(layer: Any, inputs: Any) -> None:
+        k = next(numbers)
+        layer.load_state_dict({name: heads[f"{k}.{name}"] for name in layer.state_dict()})
+
+    getattr(pipeline, component).get_submodule(layer).register_forward_pre_hook(next_head)
 
 
 def _sampled(pipeline: Any, noise: Any, call: dict[str, Any]) -> Any:

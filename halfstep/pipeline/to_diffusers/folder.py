@@ -17,10 +17,12 @@ from halfstep.errors import CheckpointError, ConfigError
 from halfstep.models import DiffusersNet
 from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.from_diffusers.folder import INDEX, read_index, source_folder
-from halfstep.pipeline.to_diffusers.network import network_config, network_weights
+from halfstep.pipeline.to_diffusers.network import heads, network_config, network_weights
 from halfstep.pipeline.to_diffusers.target import NEEDS_NO_FOLDER, Target
 from halfstep.schema import from_json
 
+HEADS = "heads.safetensors"
+"""The last layers of a student of parallel decoding, by the number of the step: 0.weight, 0.bias, ..."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NEVER_COPIED = (".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pkl", ".pt", ".pth", ".py")
 """Files that can run code, and weights for other frameworks."""
@@ -84,6 +86,7 @@ def write_folder(
     part = out / next(iter(own))
     write_network(part, network_config(net, pipeline.shape), _weights(net, target))
     write_scheduler(target, out)
+    write_heads(net, out)
     if pipeline.codec is not None:
         codec: Any = pipeline.codec
         own["vae"] = ["diffusers", codec.class_name]
@@ -96,6 +99,16 @@ def write_folder(
     first = {"_class_name": target.pipeline, **_versioned()}
     others = {name: value for name, value in index.items() if not name.startswith("_")}
     _write_json(out / INDEX, {**first, **others, **own})
+
+
+def write_heads(net: DiffusersNet, out: Path, dtype: torch.dtype | None = None) -> None:
+    """Write OUT/heads.safetensors, the last layer of each step of a student of parallel decoding."""
+    tensors = {
+        f"{k}.{name}": v for name, values in heads(net).items() for k, v in enumerate(values)
+    }
+    if tensors:
+        wide = {name: value.contiguous() for name, value in tensors.items()}
+        storage.save_tensors(out / HEADS, wide if dtype is None else storage.rounded(wide, dtype))
 
 
 def write_scheduler(target: Target, out: Path) -> None:
@@ -111,6 +124,7 @@ def round_weights(pipeline: PipelineFields, target: Target, out: Path, dtype: to
     net = cast(DiffusersNet, pipeline.denoiser.net)
     [file] = [file for name in NETWORKS if (file := out / name / WEIGHTS).exists()]
     storage.save_tensors(file, storage.rounded(_weights(net, target), dtype))
+    write_heads(net, out, dtype)
 
 
 def _weights(net: DiffusersNet, target: Target) -> dict[str, Tensor]:

@@ -40,7 +40,21 @@ def network_weights(net: DiffusersNet, *, scale: float | None, shift: float) -> 
     """
     model = net.model if scale is None else at_scale(net, scale).model
     weights = {name: value.detach() for name, value in model.state_dict().items()}
+    weights |= {f"{last_layer(net)}.{name}": values[0] for name, values in heads(net).items()}
     return weights | (shifted_time(model, shift) if shift else {})
+
+
+def last_layer(net: DiffusersNet) -> str:
+    """The path of the layer that has a copy for each step, of a student of parallel decoding."""
+    return net.inputs.last_layer
+
+
+def heads(net: DiffusersNet) -> dict[str, Tensor]:
+    """The weight and the bias of a bank of heads, [N, ...] each; nothing without one."""
+    if not net.output_heads:
+        return {}
+    bank = net.model.get_submodule(last_layer(net))
+    return {name: value.detach() for name, value in bank.state_dict().items()}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from halfstep.models import DiffusersNet
 from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.from_diffusers.families import FAMILIES
 from halfstep.pipeline.from_diffusers.folder import pipeline_kind
+from halfstep.pipeline.samplers import PARALLEL_DECODING
 from halfstep.pipeline.to_diffusers.scheduler import DDIM, student_scheduler, StudentScheduler
 
 NEEDS_NO_FOLDER = ("DDIMPipeline", "DDPMPipeline", "ConsistencyModelPipeline", "DiTPipeline")
@@ -69,7 +70,7 @@ def _net(pipeline: PipelineFields) -> DiffusersNet:
         raise ConfigError(
             "this is a teacher, and format='diffusers' writes students: give the run of halfstep distill"
         )
-    if pipeline.sampler != "ddim" or pipeline.direction != "denoise":
+    if pipeline.sampler not in ("ddim", PARALLEL_DECODING) or pipeline.direction != "denoise":
         raise ConfigError(
             f"diffusers' schedulers take DDIM steps from noise to data, and this student is for "
             f"'{pipeline.sampler}' in the direction '{pipeline.direction}': write format='pipeline'"
