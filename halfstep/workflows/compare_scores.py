@@ -38,6 +38,9 @@ from halfstep.workflows.compare_config import PAGE, SAMPLES
 from halfstep.workflows.compare_runs import PreparedComparison
 from halfstep.workflows.report import machine, provenance, training_cost
 
+ALSO = {"euler": "ddim"}
+"""Names of the same steps: parallel decoding calls DDIM's Euler's."""
+
 
 @fork_rng()
 def evaluated(prepared: PreparedComparison, progress: Progress) -> MethodComparison:
@@ -162,8 +165,8 @@ def _methods(prepared: PreparedComparison) -> Iterator[ComparedMethod]:
 
 def learnt(options: JsonObject) -> tuple[str, int] | None:
     """Sampler and steps of the teacher that a method with these options learns; None without steps."""
-    start = options.get("start")
-    return (str(options.get("solver", "ddim")), start) if isinstance(start, int) else None
+    start, solver = options.get("start"), str(options.get("solver", "ddim"))
+    return (ALSO.get(solver, solver), start) if isinstance(start, int) else None
 
 
 def _runs(prepared: PreparedComparison) -> Iterator[ComparedRun]:

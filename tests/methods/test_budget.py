@@ -59,6 +59,12 @@ def test_walks_are_paid_before_updates():
     assert StagePlan("stage", 10, forwards=3, once=7).cost(4) == 127
 
 
+def test_the_smallest_share_decides_the_least_budget():
+    """One update of a thousand and one: 5,005 forwards are the fewest that leave it one."""
+    stages = [StageWork(1, 5), StageWork(1000, 5)]
+    assert least_budget(stages) == 5005 and updates_within(stages, 5005) == [1, 1000]
+
+
 def test_a_stage_without_updates_gets_none():
     assert updates_within([StageWork(0, 5), StageWork(4, 5)], 5000) == [0, 1000]
     assert updates_within([StageWork(0, 5)], 10) == [0]

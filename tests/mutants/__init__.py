@@ -5,6 +5,7 @@ A new formula brings its mutants: add them to the file of its floor.  `python -m
 
 from tests.mutants import (
     of_cli,
+    of_compare,
     of_data,
     of_evaluation,
     of_few_steps,
@@ -40,6 +41,7 @@ FLOORS = (
     of_evaluation,
     of_few_steps,
     of_verdicts,
+    of_compare,
     of_pipeline,
     of_training,
     of_watching,
