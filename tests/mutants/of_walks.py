@@ -62,7 +62,7 @@ MUTANTS = (
         ("student if self.warm_start else eta", "eta"),
         ("student if self.warm_start else eta", "student"),
         ("(*self.walk_times(schedule)[:-1], 0.0)", "self.walk_times(schedule)"),
-        ("self.start // self.first))", "1))"),
+        ("range(0, self.start + 1, self.start //", "range(0, self.start, self.start //"),
         ("clips=not self.target_clip", "clips=True"),
         ("None if scale == 1 else (scale, scale)", "None"),
         ("updates), noises=self.first_noises)", "updates), noises=self.noises)"),

@@ -194,6 +194,16 @@ def teacher(schedule=None, **more):
 METHOD = CachedWalks(start=16, first=8, updates=(10,), noises=100)
 
 
+def test_the_ends_of_the_first_students_segments_are_kept():
+    assert METHOD.points == (0, 2, 4, 6, 8, 10, 12, 14, 16)
+    assert CachedWalks(start=6, first=2, updates=(1,)).points == (0, 3, 6)
+    every = CachedWalks(
+        start=8, first=8, updates=(1,), noises=4
+    )  # the student takes the teacher's steps
+    every.check(teacher())
+    assert every.points == tuple(range(9))
+
+
 def test_the_first_stage_pays_for_the_walks():
     """Heun calls twice a step but the last: 31 calls of 100 walks, and 3 forwards of 6 samples an update."""
     plan = METHOD.plan(teacher())
