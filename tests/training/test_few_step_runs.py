@@ -26,6 +26,7 @@ from tests.training.test_without_data import DoubleNoData, labelled
 METHODS = {
     "multistep consistency": MultistepConsistency(start=8, first=2, updates=(5,)),
     "with a ramp": MultistepConsistency(start=8, first=2, ramp_from=2, addim=0.1, updates=(5,)),
+    "of heun": MultistepConsistency(start=8, first=2, solver="heun", updates=(5,)),
     "by four": Progressive(start=8, first=2, updates=(5,)),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

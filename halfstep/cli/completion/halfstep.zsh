@@ -590,6 +590,7 @@ _shtab_halfstep_distill_multistep_consistency_options=(
   "--target-clip[Clip the teacher\'s images to \[-target_clip, target_clip\] at every step of a target]:target_clip:"
   "--first[Steps of the first student\: \`stop\` times a power of two]:first:"
   {--warm-start,--no-warm-start}"[Start each student as the one of twice its steps\; otherwise every student starts as the teacher.]"
+  "--solver[Solver of the teacher\'s fine steps\: ddim, or heun, which is more exact and takes two calls a step.]:solver:(ddim heun)"
   "--ramp-from[Fine steps at the beginning of each stage\: they grow to \`start\`, evenly on a log scale]:ramp_from:"
   "--addim[Adjust the noise of the teacher\'s step (aDDIM) for a variance of the data of addim \/ (2 \+ SNR)]:addim:"
   "--reparameterise-updates[Updates of the first stage of an eps teacher, which makes it a v teacher]:reparameterise_updates:"

@@ -23,9 +23,15 @@ from halfstep.diffusion.time_grids import grid, GridName, Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import PipelineLike, Stage, StagePlan, teacher_calls
 from halfstep.methods.diffusion.few_steps import FewStepsFromV, Merging, Segments
-from halfstep.methods.diffusion.halving_checks import refuse_other_grid
+from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
 from halfstep.methods.diffusion.matching import arriving_at, on_grid, Places
-from halfstep.methods.diffusion.two_step_target import Predicts, two_step_target
+from halfstep.methods.diffusion.two_step_target import (
+    CALLS,
+    one_step_target,
+    Predicts,
+    Solver,
+    two_step_target,
+)
 from halfstep.rng import Draw
 
 
@@ -35,6 +41,8 @@ class ConsistencySegments(Segments):
 
     warm_start: bool = True
     """Start each student as the one of twice its steps; otherwise every student starts as the teacher."""
+    solver: Solver = "ddim"
+    """Solver of the teacher's fine steps: ddim, or heun, which is more exact and takes two calls a step."""
     ramp_from: Count | None = None
     """Fine steps at the beginning of each stage: they grow to `start`, evenly on a log scale. By default
     there are `start` from the beginning."""
@@ -51,6 +59,8 @@ class ConsistencySegments(Segments):
                 "addim changes the noise of a step, and target_clip computes it anew from the clipped image: "
                 "leave one of them out"
             )
+        if self.addim and self.solver != "ddim":
+            raise ConfigError("addim adjusts DDIM's steps: leave addim or solver out")
 
     def _check_ramp(self, ramp_from: int) -> None:
         if self.times:
@@ -65,6 +75,7 @@ class ConsistencySegments(Segments):
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher of another grid, or a grid on which a step has no target."""
+        refuse_solver(teacher, self.solver, leaves_eps=self._leaves_eps(teacher))
         super().check(teacher)
         plan, denoiser = self.plan(teacher), teacher.denoiser
         refuse_other_grid(teacher, plan[0].teacher_times)
@@ -72,8 +83,8 @@ class ConsistencySegments(Segments):
             self.objective(denoiser, stage).look_ahead()
 
     def forwards_of(self, teacher: PipelineLike) -> int:
-        """The teacher's call, the student's jump, and its forward and backward."""
-        return 4 + teacher_calls(teacher.denoiser)
+        """The teacher's step, the student's jump, and its forward and backward."""
+        return 4 + teacher_calls(teacher.denoiser) * CALLS[self.solver]
 
     def stages(self, teacher: PipelineLike) -> Iterator[Stage]:
         eta, clip = teacher.denoiser.freeze(), self._clip(teacher)
@@ -96,7 +107,7 @@ class ConsistencySegments(Segments):
         ramp = None if self.ramp_from is None else Ramp(self.grid, self.ramp_from)
         return ConsistencyLoss(
             teacher, stage.teacher_times, len(stage.times) - 1, WEIGHTINGS[self.weighting], clip,
-            self.addim, ramp,
+            self.addim, ramp, self.solver,
         )  # fmt: skip
 
 
@@ -151,13 +162,14 @@ class ConsistencyLoss(Merging):
     clip: Clip | None = None
     addim: float = 0.0
     ramp: Ramp | None = None
+    solver: Solver = "ddim"
     student: Predicts | None = None
     """Jumps from the end of the teacher's step, without gradients: the network in training."""
 
     @property
     def forwards(self) -> int:
-        """The teacher's call, the student's jump, and its forward and backward."""
-        return teacher_calls(self.teacher) + 4
+        """The teacher's step, the student's jump, and its forward and backward."""
+        return teacher_calls(self.teacher) * CALLS[self.solver] + 4
 
     @property
     def length(self) -> int:
@@ -195,8 +207,9 @@ class ConsistencyLoss(Merging):
         t, m, e = places
         if not self.addim:
             return two_step_target(
-                self.teacher, x_t, t, m, e, cond, second=self._jump, clip=self.clip
-            )
+                self.teacher, x_t, t, m, e, cond, second=self._jump, clip=self.clip,
+                solver=self.solver,
+            )  # fmt: skip
         return self._adjusted(x_t, t, m, e, cond)
 
     def _jump(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
@@ -237,16 +250,14 @@ class ConsistencyLoss(Merging):
 
     @property
     def walk_forwards(self) -> int:
-        """The teacher's call, which the target does not return."""
-        return teacher_calls(self.teacher)
+        """The teacher's step, which the target does not return."""
+        return teacher_calls(self.teacher) * CALLS[self.solver]
 
     def step_prediction(
         self, x_t: Tensor, places: Places, cond: Cond | None, target: Prediction | None
     ) -> Prediction:
-        with torch.no_grad():
-            pred: Prediction = self.teacher(x_t, places[0], cond)
-        level = level_of(self.teacher.schedule, places[0], x_t)
-        return pred if self.clip is None else self.clip(pred, x_t, level)
+        t, m, _ = places
+        return one_step_target(self.teacher, x_t, t, m, cond, clip=self.clip, solver=self.solver)
 
     def landing(
         self, x_t: Tensor, places: Places, pred: Prediction, fresh: Callable[[], Tensor]

@@ -11,7 +11,7 @@ from halfstep.diffusion.analytic import gaussian_teacher, mixture_teacher
 from halfstep.diffusion.denoiser import Denoiser, level_of
 from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.prediction import Clip, Eps, Prediction, V, X0
-from halfstep.diffusion.samplers import sample
+from halfstep.diffusion.samplers import ddim, heun, sample
 from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlow, VPLinear
 from halfstep.diffusion.time_grids import grid, uniform
 from halfstep.errors import ConfigError
@@ -147,6 +147,16 @@ def test_the_specifications_numbers(numbers):
     end = level_of(teacher.schedule, places[2], x_t)
     ends = (1.0, 0.0) if places[2] == 0 else (end.alpha, end.sigma)
     assert (ends[0] * target.x0 + ends[1] * target.eps).item() == pytest.approx(lands, rel=1e-9)
+
+
+@every_teacher
+@pytest.mark.parametrize("segments", [1, 2, 16])
+def test_the_student_of_heuns_steps_samples_what_heun_samples(teacher, segments):
+    """The student that solves the objective; the last of its steps is DDIM, as the sampler's."""
+    noise = torch.randn(3, 2, generator=seeded())
+    student = _solved(loss_of(teacher, segments, solver="heun"), teacher)
+    actual = sample(student, noise, FINE[:: 16 // segments])
+    torch.testing.assert_close(actual, sample(teacher, noise, FINE, heun), rtol=0, atol=1e-12)
 
 
 def test_the_numbers_of_exact_students():
@@ -357,6 +367,7 @@ def test_the_plan():
         ({"start": 64, "ramp_from": 128}, "multiple of first"),
         ({"start": 16, "ramp_from": 8, "times": uniform(16)}, "ramp_from"),
         ({"addim": 0.1, "target_clip": 1.0}, "addim"),
+        ({"addim": 0.1, "solver": "heun"}, "addim"),
         ({"updates": (1, 2)}, "updates"),
         ({"weighting": "snr"}, "vanishes"),
     ],
@@ -383,12 +394,14 @@ class Visited(ConsistencyLoss):
         return super().target(x_t, places, cond)
 
 
+@pytest.mark.parametrize("solver", [ddim, heun])
 @pytest.mark.parametrize("schedule", [Cosine(), Karras(), BetaTable()], ids=named)
-def test_walks_are_the_teachers_and_cost_what_they_say(schedule):
+def test_walks_are_the_teachers_and_cost_what_they_say(schedule, solver):
     teacher, student = (Counted(mixture_teacher(schedule)) for _ in range(2))
     teacher.visits = []
     times = uniform(8, start=0.97, end=0.02)
-    walked = Walked(Visited(teacher, times, 2), NoData(shape=(2,)))
+    objective = Visited(teacher, times, 2, solver=solver.__name__)
+    walked = Walked(objective, NoData(shape=(2,)))
     for update in range(9):
         walked(
             student, Batch(torch.zeros(1, 2)), Draw(seeded(update), 1, slice(0, 1), (5, 2, update))
@@ -401,7 +414,7 @@ def test_walks_are_the_teachers_and_cost_what_they_say(schedule):
     )
     for k in range(1, 8):
         torch.testing.assert_close(
-            x_t[k], sample(walk, noise, times[: k + 1]), rtol=1e-9, atol=1e-9
+            x_t[k], sample(walk, noise, times[: k + 1], solver), rtol=1e-9, atol=1e-9
         )
     forwards = teacher.calls + student.calls + 2 * 9  # with the backward passes
     assert forwards == walked.cost(9, 1)

@@ -39,6 +39,7 @@ OF = {
     "multistep-consistency": MultistepConsistency(start=8, first=4, stop=2, updates=(2,)),
     "cached-walks": CachedWalks(start=8, first=4, stop=2, updates=(2,), noises=3),
     "parallel-decoding": ParallelDecoding(start=8, first=4, stop=2, updates=(2,)),
+    "consistency of heun": MultistepConsistency(start=8, first=4, solver="heun", updates=(2,)),
     "progressive by four": Progressive(start=8, first=2, updates=(2,)),
     "stochastic": Stochastic(start=8, stop=2, updates=(2,)),
     "encoder": Encoder(start=8, stop=2, updates=(2,)),
@@ -73,7 +74,12 @@ def test_a_plan_says_its_stages_costs(name):
 
 @pytest.mark.parametrize(
     "name, costs",
-    [("progressive", [7, 5]), ("progressive by four", [11, 5]), ("multistep-consistency", [6, 6])],
+    [
+        ("progressive", [7, 5]),
+        ("progressive by four", [11, 5]),
+        ("multistep-consistency", [6, 6]),
+        ("consistency of heun", [8, 8, 8]),
+    ],
 )
 def test_a_guided_teacher_is_called_twice(name, costs):
     """A student, which teaches the next halving, is not."""
