@@ -1,8 +1,11 @@
 """Compare methods at equal cost: equal budgets, ordinary runs, one target walk, one page."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from halfstep.data import Data
 from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
 from halfstep.evaluation.method_data import MethodComparison
@@ -12,12 +15,16 @@ from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.training.progress import ProgressCallback
 from halfstep.workflows.compare_beside import completed, read_beside
-from halfstep.workflows.compare_config import CompareConfig, RUNS
+from halfstep.workflows.compare_config import CompareConfig, ENCODED, RUNS
 from halfstep.workflows.compare_entries import check_entry, Entry, read_entries
 from halfstep.workflows.compare_runs import Part, PreparedComparison
 from halfstep.workflows.compare_scores import evaluated
 from halfstep.workflows.default_sizes import default_learning_rate
 from halfstep.workflows.locate import chosen_pipeline
+from halfstep.workflows.options import EncodingOptions
+
+if TYPE_CHECKING:
+    from halfstep.workflows.teacher_latents import TeacherLatents
 
 
 def compare(
@@ -61,6 +68,8 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         DataError: as of `compare`.
     """
     config.folder.check()
+    if (config.folder.out / "run.json").exists():
+        raise ConfigError(f"'{config.folder.out}' holds a run: choose another --out")
     config = completed(config)
     options = config.compare
     entries = read_entries(
@@ -77,10 +86,12 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
     refuse_sampler(teacher, "ddim", config.evaluation.full)
     refuse_sampler(teacher, *options.target)
     beside = read_beside(options.beside, teacher, [entry.name for entry in entries])
-    data = config.dataset.load(progress)
-    teacher = config.teacher.official.decoding(teacher, data)
+    images = _images(config, teacher, progress)
+    data = None if images is not None else config.dataset.load(progress)
+    teacher = teacher if data is None else config.teacher.official.decoding(teacher, data)
+    count = len(images.images) if images is not None else number_of(data)  # type: ignore[arg-type]
     rate = default_learning_rate(teacher.denoiser.net)
-    training = config.training.resolved(default_batch(number_of(data)), rate)
+    training = config.training.resolved(default_batch(count), rate)
     budgeted = list(_budgeted(entries, teacher, options.budget, training.batch_size))
     parts = [
         Part(entry, config.folder.out / RUNS / f"{entry.name}-seed{seed}", seed,
@@ -88,7 +99,33 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         for entry in budgeted
         for seed in range(training.seed, training.seed + options.seeds)
     ]  # fmt: skip
-    return PreparedComparison(config, teacher, data, training, budgeted, parts, beside)
+    closing = ExitStack()
+    if images is not None:
+        data = _encoded(images, config, closing, progress)
+    assert data is not None
+    return PreparedComparison(config, teacher, data, training, budgeted, parts, beside, closing)
+
+
+def _images(
+    config: CompareConfig, teacher: Pipeline, progress: Progress
+) -> "TeacherLatents | None":
+    """The images that become latents of the teacher's codec, if the data are images and it has one."""
+    if teacher.codec is None and config.encoding == EncodingOptions():
+        return None
+    from halfstep.workflows.teacher_latents import teacher_latents  # imports Pillow
+
+    return teacher_latents(
+        teacher, config.dataset, config.folder.out / ENCODED, config.encoding, progress=progress
+    )
+
+
+def _encoded(
+    images: "TeacherLatents", config: CompareConfig, closing: ExitStack, progress: Progress
+) -> Data:
+    """The images as latents, encoded once into the comparison's folder; a few of them for a dry run."""
+    if config.folder.dry_run:
+        return closing.enter_context(images.rehearsed(config.folder.device))
+    return images.encode(config.folder.device, progress=progress)
 
 
 def _refuse_without_data(config: CompareConfig) -> None:

@@ -12,10 +12,15 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.setups import FULL_STEPS, SampleCount, SAMPLERS
 from halfstep.training.config import TrainingOptions
 from halfstep.workflows.locate import DiffusersOptions, Official
-from halfstep.workflows.options import DataOptions, FolderOptions, MemoryOptions
+from halfstep.workflows.options import (
+    DataOptions,
+    EncodingOptions,
+    FolderOptions,
+    MemoryOptions,
+)
 
-RUNS, SAMPLES, PAGE = "runs", "samples", "compare.html"
-"""Folders of the runs, and of their samples, and the page, in the folder of the comparison."""
+RUNS, SAMPLES, ENCODED, PAGE = "runs", "samples", "data", "compare.html"
+"""Folders of the runs, of their samples and of encoded images, and the page, in the comparison's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,7 @@ class CompareConfig:
 
     folder: ComparisonFolder
     dataset: ComparisonData = field(default_factory=ComparisonData)
+    encoding: EncodingOptions = field(default_factory=EncodingOptions)
     teacher: ComparedTeacher = field(default_factory=ComparedTeacher)
     compare: CompareOptions = field(default_factory=CompareOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -1,12 +1,14 @@
 """The runs of a comparison: each is an ordinary run, distilled, resumed or skipped."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.data import Data
+from halfstep.data.latents.dataset import is_latents
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, TrainingConfig
@@ -14,9 +16,10 @@ from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_progress import RunProgress
+from halfstep.training.run_repair import LATENTS
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.compare_beside import BesideMethod
-from halfstep.workflows.compare_config import CompareConfig
+from halfstep.workflows.compare_config import CompareConfig, ENCODED
 from halfstep.workflows.compare_entries import Entry
 from halfstep.workflows.run_options import run_options_of
 
@@ -84,6 +87,9 @@ class Part:
             "out": self.folder,
             "device": config.folder.device,
         }
+        encoded = config.folder.out / ENCODED / LATENTS
+        if is_latents(encoded):
+            values |= {"data": encoded, "size": None, "channels": None}
         return {name: value for name, value in values.items() if value not in (None, ())}
 
 
@@ -93,6 +99,7 @@ class PreparedComparison:
 
     parts   one run for each method and seed, the seeds of a method together
     beside  runs that exist
+    closing  ends with the use of a dry run's data
     """
 
     config: CompareConfig
@@ -102,6 +109,7 @@ class PreparedComparison:
     entries: Sequence[Entry]
     parts: Sequence[Part]
     beside: Sequence[BesideMethod] = ()
+    closing: ExitStack = field(default_factory=ExitStack)
 
 
 class _Keeping(ProgressCallback):

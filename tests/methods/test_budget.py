@@ -79,13 +79,16 @@ def test_the_only_student_has_the_budget(start, stop):
 
 
 def test_a_v_teacher_is_within_the_budget():
-    teacher, method = pipeline(Eps()), Progressive(start=8, stop=2, updates=(30, 40))
+    teacher, method = (
+        pipeline(Eps()),
+        Progressive(start=8, stop=2, updates=(30, 40), reparameterise_updates=60),
+    )
     given = method.with_budget(teacher, 200_000, 16)
     names = [stage.name for stage in given.plan(teacher)]
     assert names == ["v-teacher", "0004-steps", "0002-steps"]
     assert 198_000 <= given.cost(teacher, 16) <= 200_000
     first, four, two = plan_of(given, teacher)
-    assert first == four and abs(two - four * 4 / 3) <= 1
+    assert abs(first - 2 * four) <= 2 and abs(two - four * 4 / 3) <= 2
 
 
 @pytest.mark.parametrize("method", [Shrink(depth=2), Reparameterise()])

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     _say_plan(console, prepared)
     config = prepared.config
     if config.folder.dry_run:
-        _print_runs(console, prepared, _seconds_of_forward(prepared))
+        with prepared.closing:
+            _print_runs(console, prepared, _seconds_of_forward(prepared))
         return 0
     _print_runs(console, prepared, {})
     for k, part in enumerate(prepared.parts):

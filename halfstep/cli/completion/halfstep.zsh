@@ -83,6 +83,8 @@ _shtab_halfstep_compare_options=(
   "--channels[1 for gray, 3 for colour.]:channels:"
   "--flip[Mirror half of the images, at random.]"
   "--skip-bad[Leave out images that cannot be decoded, and list them in OUT\/skipped.txt.]"
+  "--prompts[A text file with a prompt a line, for images without captions\: in turn, one an image.]:prompts:_files"
+  "--encode-batch[Images that are encoded at a time.]:encode_batch:"
   "--teacher[A teacher\'s folder, or the run that made it]:teacher:_files"
   "--net[package.module\:function, if the teacher\'s network is one of your own.]:net:"
   "--teacher-config[Folder, or name on the hub, with the configs of a pipeline that is a single .safetensors file.]:teacher_config:_files"
