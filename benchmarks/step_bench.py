@@ -19,6 +19,7 @@ from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.methods import (
     CachedWalks,
+    FlowMap,
     GuidedDistillation,
     MultistepConsistency,
     ParallelDecoding,
@@ -70,6 +71,7 @@ BENCHED: dict[str, tuple[Method, int]] = {
     "guided-halving": (GUIDED, 1),
     "multistep-consistency": (MultistepConsistency(start=32), 0),
     "cached-walks": (CachedWalks(start=8, solver="ddim", noises=32), 0),
+    "flow-map": (FlowMap(start=32), 0),
     "parallel-decoding": (ParallelDecoding(start=32), 0),
     "parallel-decoding-noise": (ParallelDecoding(start=32, points="noise"), 0),
 }

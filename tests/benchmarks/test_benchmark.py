@@ -57,15 +57,20 @@ def test_costs_are_those_of_the_methods():
         method: Bench("uvit", torch.device("cpu"), batch=32, method=method).forwards
         for method in BENCHED
     }
-    assert costs == {
-        "progressive": 5,  # two of the teacher
-        "guided": 5,  # both branches of the teacher
-        "guided-halving": 5,
-        "multistep-consistency": 5,  # one of the teacher, and the student's jump
-        "cached-walks": 3,
-        "parallel-decoding": 4,
-        "parallel-decoding-noise": 4 + 1.375,  # (7 + 3 + 1 + 0) / 2 / 4 steps of the student's walk
-    }
+    assert (
+        costs
+        == {
+            "progressive": 5,  # two of the teacher
+            "guided": 5,  # both branches of the teacher
+            "guided-halving": 5,
+            "multistep-consistency": 5,  # one of the teacher, and the student's jump
+            "cached-walks": 3,
+            "flow-map": 4.75,  # the teacher for every fourth sample, the student's two halves for the others
+            "parallel-decoding": 4,
+            "parallel-decoding-noise": 4
+            + 1.375,  # (7 + 3 + 1 + 0) / 2 / 4 steps of the student's walk
+        }
+    )
 
 
 def test_the_floor_has_gradients_as_an_update_has():

@@ -29,7 +29,7 @@ def shown(out, *more):
 
 
 def test_a_row_for_every_scale_and_number_of_steps(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HALFSTEP_CACHE", str(tmp_path / "cache"))
     results = shown(tmp_path / "d", "--quick", "--n", "80")
     rows = results["guided"]
     assert [(row["guidance_scale"], row["steps"]) for row in rows] == [
