@@ -133,6 +133,19 @@ def test_micro_batches_are_one_batch(tmp_path, micro):
     assert not (tmp_path / "two" / "walks").exists()
 
 
+def test_the_noise_follows_from_the_seed_and_is_that_of_no_sample(tmp_path):
+    """Students are judged on noise that they have not seen."""
+    for name, seed in (("a", 5), ("b", 6)):
+        run(tmp_path / name, seed=seed)
+    i = torch.arange(20)
+    first, other = (
+        open_walks(tmp_path / name / "walks").at(i, torch.zeros_like(i)) for name in "ab"
+    )
+    assert not torch.isin(first, other).any()
+    for seed in (0, 5):
+        assert not torch.isin(first, sample_noise(seed, range(2_000), (3,))).any()
+
+
 def test_data_give_the_conditions_alone(tmp_path):
     """Of a network without conditions nothing: the same walks serve every data."""
     run(tmp_path / "a")
