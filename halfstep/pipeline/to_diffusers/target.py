@@ -12,7 +12,7 @@ from halfstep.models import DiffusersNet
 from halfstep.pipeline.base import PipelineFields
 from halfstep.pipeline.from_diffusers.families import FAMILIES
 from halfstep.pipeline.from_diffusers.folder import pipeline_kind
-from halfstep.pipeline.samplers import PARALLEL_DECODING
+from halfstep.pipeline.samplers import FLOW_MAP, PARALLEL_DECODING
 from halfstep.pipeline.to_diffusers.scheduler import DDIM, student_scheduler, StudentScheduler
 
 NEEDS_NO_FOLDER = ("DDIMPipeline", "DDPMPipeline", "ConsistencyModelPipeline", "DiTPipeline")
@@ -69,6 +69,11 @@ def _net(pipeline: PipelineFields) -> DiffusersNet:
     if not pipeline.times:
         raise ConfigError(
             "this is a teacher, and format='diffusers' writes students: give the run of halfstep distill"
+        )
+    if pipeline.sampler == FLOW_MAP:
+        raise ConfigError(
+            "diffusers steps flow maps of transformers with an input for the target time (Flux3 with "
+            "flow_map), and halfstep's second time is another layer: write format='torch-export'"
         )
     if pipeline.sampler not in ("ddim", PARALLEL_DECODING) or pipeline.direction != "denoise":
         raise ConfigError(
