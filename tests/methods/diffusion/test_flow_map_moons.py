@@ -2,9 +2,9 @@
 
     pytest -m slow tests/methods/diffusion/test_flow_map_moons.py
 
-RMS distance from the end of the teacher's own curve (512 steps of Heun) at 8, 4, 2 and 1 steps, 24,000 forwards a
-sample of the batch of 128, seed 0: progressive distillation .043 .046 .047 .050, the flow map .047 .050 .060 .065
-(with this learning rate; .051 .057 .067 .072 with 1e-3, and .036 .041 .057 .067 from 64 fine steps).
+RMS distance from the end of the teacher's own curve (512 steps of Heun) at 8, 4, 2 and 1 steps, 24,000
+forwards a sample of the batch of 128, seed 0: progressive distillation .043 .046 .047 .050, the flow map .047
+.050 .060 .065 (.051 .057 .067 .072 at learning rate 1e-3, and .036 .041 .057 .067 from 64 fine steps).
 """
 
 from dataclasses import replace
