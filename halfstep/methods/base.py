@@ -221,7 +221,9 @@ class StagePlan:
     """`Objective.forwards` of the stage, by which times left are estimated and budgets shared out."""
     grids: tuple[Times, ...] = ()
     """The grids of a student that serves several numbers of steps, the most first; `teacher_times` is then
-    the grid of its fine steps, with all of their times."""
+    the grid of its fine steps, with all of their times, unless `fine_times` is."""
+    fine_times: Times = ()
+    """The grid of the fine steps of a student of `grids`, where it is not its teacher's."""
     once: int = 0
     """Forwards that the stage costs whatever its updates, such as the walks that it keeps."""
 
@@ -265,7 +267,7 @@ class StagePlan:
         return Stage(
             self.name, student, objective, self.updates, self.times,
             self.guidance_range, self.sampler, self.direction, self.clips,
-            self.grids, self.teacher_times if self.grids else (),
+            self.grids, (self.fine_times or self.teacher_times) if self.grids else (),
         )  # fmt: skip
 
 

@@ -283,6 +283,7 @@ _shtab_halfstep_distill_cached_walks_options=(
   "--half[Keep the trajectories in float16, half as large.]"
   "--guidance-scale[Scale of the teacher\'s guidance, which the students fold in\: one call a step]:guidance_scale:"
   {--warm-start,--no-warm-start}"[Start each student as the one of twice its steps\; otherwise every student starts as the teacher.]"
+  "--one-student[Train a single student for all numbers of steps, which is told where its step ends\: a flow map]"
   "--reparameterise-updates[Updates of the first stage of an eps teacher, which makes it a v teacher]:reparameterise_updates:"
   "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"
   "--micro-batch-size[Samples per forward and backward of one process\; 0 is its whole share.]:micro_batch_size:"

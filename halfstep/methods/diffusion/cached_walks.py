@@ -34,6 +34,8 @@ from halfstep.methods.diffusion.halving_checks import refuse_other_grid
 from halfstep.methods.diffusion.kept_walks import FromWalks, WalkOrder, WalkSource
 from halfstep.methods.diffusion.landing_target import landing_target, refuse_no_length
 from halfstep.methods.diffusion.matching import on_grid
+from halfstep.methods.diffusion.walk_spans import even_spans, of_one_student, toward
+from halfstep.models.with_end_time import with_end_time
 from halfstep.rng import Draw
 
 
@@ -57,6 +59,9 @@ class WalkSegments(Segments):
     """Scale of the teacher's guidance, which the students fold in: one call a step. 1 is off."""
     warm_start: bool = True
     """Start each student as the one of twice its steps; otherwise every student starts as the teacher."""
+    one_student: bool = False
+    """Train a single student for all numbers of steps, which is told where its step ends: a flow map. It has
+    the updates of all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +113,8 @@ class WalkSegments(Segments):
         plan = super().plan(teacher)
         price = calls(self.solver, self.start) * teacher_calls(self._walker(teacher))
         scale = self.guidance_scale
+        if self.one_student:
+            plan = [of_one_student(plan, plan[0].times)]
         return [
             replace(
                 stage,
@@ -134,6 +141,9 @@ class WalkSegments(Segments):
             teacher: the pipeline to distil.
             updates: of each student.
         """
+        if self.one_student:
+            count = len(self.counts)
+            updates = [(updates[0] + k) // count for k in range(count)][::-1]
         return replace(super().with_updates(teacher, updates), noises=self.first_noises)
 
     def check(self, teacher: PipelineLike) -> None:
@@ -175,6 +185,8 @@ class WalkSegments(Segments):
         begin, student = self.first_noises, eta.unguided
         for number, stage in enumerate(plan):
             student = (student if self.warm_start else eta).trainable_copy()
+            if self.one_student:
+                student.net = with_end_time(student.net)
             yield stage.stage(student, self.objective(source, stage, begin, first=not number))
             begin += self.new_noises
 
@@ -214,10 +226,13 @@ class WalkSegments(Segments):
             begin: walks at its beginning.
             first: whether it is the first stage, which pays for them.
         """
+        times, spans = stage.times, tuple[tuple[int, int], ...]()
+        if self.one_student:
+            times, spans = stage.fine_times, even_spans(self.first, self.stop)
         return Landing(
-            source, stage.times, WEIGHTINGS[self.weighting],
+            source, times, WEIGHTINGS[self.weighting],
             WalkOrder(begin, self.new_noises, stage.updates),
-            self.new_noises + (begin if first else 0),
+            self.new_noises + (begin if first else 0), spans,
         )  # fmt: skip
 
     def summary(self) -> str:
@@ -254,29 +269,42 @@ class Landing(FromWalks):
     """The walks and segments of each update."""
     made: int = 0
     """Walks that are made for this stage, and paid for."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Start and end of each segment on the grid, of a student that is told its end; by default its steps."""
 
     def __call__(self, student: Any, batch: Batch, draw: Draw) -> Tensor:
         x_t, x_e, k, cond = self._kept(batch.x0, draw) or self._rehearsed(batch, draw)
-        t, e = on_grid(self.times, k, k + 1)
+        t, e = on_grid(self.times, *self._ends(k))
         target = landing_target(self.source.teacher.schedule, x_t, x_e, t, e)
-        guess: Prediction = student(x_t, t, cond)
+        guess: Prediction = student(x_t, t, toward(e, cond) if self.spans else cond)
         return self.weighting(*errors(guess, target))
 
     def _kept(self, like: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Cond | None] | None:
         """x_t, x_e, the number of the segment and the condition of kept walks; None outside of training."""
         if draw.place is None:
             return None
-        i, k = self.order.pairs(draw, len(self.times) - 1)
+        i, k = self.order.pairs(draw, self._segments)
         walks = self.source.up_to(self.order.walks_at(draw.place[2]))
         ends = walks.places(self.times)
-        x_t, x_e = (walks.at(i, ends[j]).to(like) for j in (k, k + 1))
+        x_t, x_e = (walks.at(i, ends[j]).to(like) for j in self._ends(k))
         cond = walks.cond(i)
         return x_t, x_e, k.to(like.device), None if cond is None else cond.to(like.device)
 
     def _rehearsed(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Cond | None]:
         """Noise in place of walks, for checks and timing outside of training."""
-        k = torch.arange(len(batch.x0), device=batch.x0.device) % (len(self.times) - 1)
+        k = torch.arange(len(batch.x0), device=batch.x0.device) % self._segments
         return draw.normal(batch.x0), draw.normal(batch.x0), k, batch.cond
+
+    @property
+    def _segments(self) -> int:
+        return len(self.spans) or len(self.times) - 1
+
+    def _ends(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Start and end of these segments."""
+        if not self.spans:
+            return k, k + 1
+        spans = torch.tensor(self.spans, device=k.device)[k]
+        return spans[:, 0], spans[:, 1]
 
     def cost(self, updates: int, batch: int) -> int:
         """The updates, and the walks that are made for them.

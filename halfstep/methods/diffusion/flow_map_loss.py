@@ -24,6 +24,7 @@ from halfstep.methods.diffusion.two_step_target import (
     Solver,
     two_step_target,
 )
+from halfstep.methods.diffusion.walk_spans import toward
 from halfstep.rng import Draw
 
 FINE = 4
@@ -98,7 +99,7 @@ class FlowMapLoss(Merging):
         return replace(self, student=student)
 
     def guess(self, student: Any, x_t: Tensor, places: Places, cond: Cond | None) -> Prediction:
-        guess: Prediction = student(x_t, places[0], _toward(places[-1], cond))
+        guess: Prediction = student(x_t, places[0], toward(places[-1], cond))
         return guess
 
     @torch.no_grad()
@@ -173,13 +174,8 @@ class _Jump:
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         assert self.loss.student is not None  # `with_student` is the objective's own way to targets
-        guess = self.loss.student(x_t, t, _toward(self.end, cond))
+        guess = self.loss.student(x_t, t, toward(self.end, cond))
         return self.loss.sampled(x_t, (t,), guess)
-
-
-def _toward(end: Tensor, cond: Cond | None) -> Cond:
-    """The conditions with the time where the step ends."""
-    return replace(cond or Cond(), t_end=end)
 
 
 def _is_fine(draw: Draw) -> Tensor:
