@@ -49,7 +49,7 @@ MUTANTS = (
     *of(
         "methods/diffusion/cached_walks",
         "methods/diffusion/cached_walks",
-        ("on_grid(self.times, k, k + 1)", "on_grid(self.times, k, k)"),
+        ("            return k, k + 1\n", "            return k, k\n"),
         ("for j in (k, k + 1))", "for j in (k, k))"),
         ("draw.place is None", "draw.place is not None"),
         ("self.made * self.source.forwards", "self.made"),
