@@ -25,10 +25,11 @@ from tests.training.test_without_data import DoubleNoData, labelled
 
 METHODS = {
     "multistep consistency": MultistepConsistency(start=8, first=2, updates=(5,)),
-    "with a ramp": MultistepConsistency(start=8, first=2, ramp_from=2, addim=0.1, updates=(5,)),
+    "adjusted": MultistepConsistency(start=8, first=2, addim=0.1, updates=(5,)),
     "of heun": MultistepConsistency(start=8, first=2, solver="heun", updates=(5,)),
     "by four": Progressive(start=8, first=2, updates=(5,)),
 }
+RAMP = MultistepConsistency(start=8, first=2, ramp_from=2, addim=0.1, updates=(5,))
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 every_data = pytest.mark.parametrize(
     "data", [None, NoData(), NoData(walk="student")], ids=["data", "none", "none:student"]
@@ -39,6 +40,17 @@ every_data = pytest.mark.parametrize(
 @every_data
 @pytest.mark.parametrize("stage, update", [("0002-steps", 4), ("0001-steps", 2)])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, method, data, stage, update):
+    _goes_on(tmp_path, method, data, stage, update)
+
+
+@pytest.mark.parametrize("update", [1, 4])
+def test_a_killed_ramp_goes_on_to_the_same_bits(tmp_path, update):
+    _goes_on(tmp_path, RAMP, None, "0002-steps", update)
+    halve(tmp_path / "even", method=dataclasses.replace(RAMP, ramp_from=None))
+    assert bits(tmp_path / "even") != bits(tmp_path / "whole")
+
+
+def _goes_on(tmp_path, method, data, stage, update):
     halve(tmp_path / "whole", data=data, method=method)
     halted(tmp_path / "killed", stage, update, data=data, method=method)
     halve(tmp_path / "killed", data=data, method=method)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Self
 
 import torch
@@ -252,15 +253,16 @@ class Merging(Matching):
 
     def look_ahead(self) -> None:
         """`ConfigError` if a step of the grid has no target."""
-        t, t_mid, *_, t_end = self.all_places()
-        two = t_mid != t_end
-        for share in shares(self.teacher.schedule, t[two], t_mid[two], t_end[two]):
-            if not bool((finite := share.isfinite()).all()):
-                first = float(t[two][~finite][0])
-                raise ConfigError(
-                    f"two steps from t = {first:g} cannot be merged into one, as the schedule's levels at "
-                    "the ends of a step are equal or not finite: give times where they differ"
-                )
+        *places, t_end = self.all_places()
+        for t, t_mid in pairwise(places):
+            two = t_mid != t_end
+            for share in shares(self.teacher.schedule, t[two], t_mid[two], t_end[two]):
+                if not bool((finite := share.isfinite()).all()):
+                    first = float(t[two][~finite][0])
+                    raise ConfigError(
+                        f"two steps from t = {first:g} cannot be merged into one, as the schedule's levels "
+                        "at the ends of a step are equal or not finite: give times where they differ"
+                    )
 
 
 def forgiven(guess: Prediction, target: Prediction, clip: float) -> Prediction:

@@ -286,6 +286,9 @@ class AnyScale(Objective):
         scale = random_scales(draw, self.guidance_range)
         return self.objective(student, replace(batch, cond=with_scale(batch.cond, scale)), draw)
 
+    def at(self, done: float) -> Self:
+        return replace(self, objective=self.objective.at(done))
+
     def cost(self, updates: int, batch: int) -> int:
         return self.objective.cost(updates, batch)
 

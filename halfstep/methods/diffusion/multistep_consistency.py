@@ -6,12 +6,12 @@ grid, and the student itself second, m -> e, the end of the segment.  Names foll
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import exp, log
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.config.validate import Count, NotNegative
@@ -19,12 +19,13 @@ from halfstep.diffusion.denoiser import level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import Schedule
-from halfstep.diffusion.time_grids import grid, GridName, Times
+from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.methods.base import PipelineLike, Stage, StagePlan, teacher_calls
 from halfstep.methods.diffusion.few_steps import FewStepsFromV, Merging, Segments
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
 from halfstep.methods.diffusion.matching import arriving_at, on_grid, Places
+from halfstep.methods.diffusion.ramp import Ramp
 from halfstep.methods.diffusion.two_step_target import (
     CALLS,
     one_step_target,
@@ -32,6 +33,7 @@ from halfstep.methods.diffusion.two_step_target import (
     Solver,
     two_step_target,
 )
+from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 
 
@@ -45,7 +47,7 @@ class ConsistencySegments(Segments):
     """Solver of the teacher's fine steps: ddim, or heun, which is more exact and takes two calls a step."""
     ramp_from: Count | None = None
     """Fine steps at the beginning of each stage: they grow to `start`, evenly on a log scale. By default
-    there are `start` from the beginning."""
+    there are `start` from the beginning. Needs data."""
     addim: NotNegative = 0.0
     """Adjust the noise of the teacher's step (aDDIM) for a variance of the data of addim / (2 + SNR). The
     paper takes 0.1; 0 does not adjust."""
@@ -63,10 +65,6 @@ class ConsistencySegments(Segments):
             raise ConfigError("addim adjusts DDIM's steps: leave addim or solver out")
 
     def _check_ramp(self, ramp_from: int) -> None:
-        if self.times:
-            raise ConfigError(
-                "ramp_from needs grids of several numbers of steps, and times is one: write grid instead"
-            )
         if not self.first <= ramp_from <= self.start or ramp_from % self.first:
             raise ConfigError(
                 f"the fine steps grow from ramp_from={ramp_from} to start={self.start}: write a multiple of "
@@ -79,8 +77,38 @@ class ConsistencySegments(Segments):
         super().check(teacher)
         plan, denoiser = self.plan(teacher), teacher.denoiser
         refuse_other_grid(teacher, plan[0].teacher_times)
+        if teacher.times:
+            self._refuse_for_students()
         for stage in plan:
             self.objective(denoiser, stage).look_ahead()
+
+    def _refuse_for_students(self) -> None:
+        if self.ramp_from is not None:
+            raise ConfigError(
+                "ramp_from begins with longer steps of the teacher, and this one is a student, which was "
+                "trained on its own grid alone: leave ramp_from out"
+            )
+        if self.addim:
+            raise ConfigError(
+                "addim adds the variance that the mean of the data lacks, and this teacher is a student, "
+                "whose images are no means: leave addim out"
+            )
+
+    def check_without_data(self, walk: str = "teacher") -> None:
+        """Refuse a ramp, whose fine steps walks would not follow.
+
+        Args:
+            walk: the network that walks from noise, teacher or student.
+
+        Raises:
+            ConfigError: fine steps that grow.
+        """
+        if self.ramp_from is not None:
+            raise ConfigError(
+                "ramp_from changes the fine steps while walks of all of them are under way: name data in "
+                "place of none, or leave ramp_from out"
+            )
+        super().check_without_data(walk)
 
     def forwards_of(self, teacher: PipelineLike) -> int:
         """The teacher's step, the student's jump, and its forward and backward."""
@@ -104,7 +132,7 @@ class ConsistencySegments(Segments):
             stage: with the grids of both.
             clip: of the targets; None does not clip.
         """
-        ramp = None if self.ramp_from is None else Ramp(self.grid, self.ramp_from)
+        ramp = None if self.ramp_from is None else Ramp(self.ramp_from)
         return ConsistencyLoss(
             teacher, stage.teacher_times, len(stage.times) - 1, WEIGHTINGS[self.weighting], clip,
             self.addim, ramp, self.solver,
@@ -124,29 +152,6 @@ class MultistepConsistency(FewStepsFromV, ConsistencySegments):
     """
 
     walks: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Fine grids that grow in a stage, evenly on a log scale.
-
-    grid   their name
-    steps  those of the first update
-    """
-
-    grid: GridName
-    steps: int
-
-    def times(self, segments: int, fine: Times, done: float, schedule: Schedule) -> Times:
-        """The grid when this share of the stage is done: a whole number of steps a segment.
-
-        segments  of the student
-        fine      the last grid
-        """
-        most = (len(fine) - 1) / segments
-        least = self.steps / segments
-        length = round(exp(log(least) + done * (log(most) - log(least))))
-        return grid(self.grid, segments * length, schedule)
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,8 @@ class ConsistencyLoss(Merging):
         """
         if self.ramp is None:
             return self
-        times = self.ramp.times(self.segments, self.times, done, self.teacher.schedule)
+        levels = getattr(self.teacher.schedule, "levels", None)
+        times = self.ramp.times(self.segments, self.times, done, levels)
         return replace(self, times=times)
 
     def places(self, draw: Draw) -> Places:
@@ -213,9 +219,11 @@ class ConsistencyLoss(Merging):
         return self._adjusted(x_t, t, m, e, cond)
 
     def _jump(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
-        """The student's prediction, as its sampler takes it."""
+        """The student's prediction, as its sampler takes it: clipped, and without dropout."""
         assert self.student is not None  # `with_student` is the objective's own way to targets
-        return self.sampled(x_t, (t,), self.student(x_t, t, cond))
+        network = self.student if isinstance(self.student, nn.Module) else None
+        with evaluating(network) if network else nullcontext():
+            return self.sampled(x_t, (t,), self.student(x_t, t, cond))
 
     @torch.no_grad()
     def _adjusted(

@@ -206,3 +206,19 @@ def test_walks_agree_with_the_exact_flow():
     [*_, one] = halve_to_the_end(teacher, uniform(1024), noise, right).values()
     exact = gaussian_flow(Cosine(), start(Cosine(), noise), 1.0, 0.0)
     torch.testing.assert_close(one, exact, rtol=0, atol=5e-3)
+
+
+class Flat(Cosine):
+    """No noise is added between 0 and 0.6."""
+
+    def at(self, t):
+        return super().at(t.clamp(min=0.6))
+
+
+@pytest.mark.parametrize("first", [2, 1])
+def test_steps_between_equal_levels_are_refused_wherever_they_lie(first):
+    """Within those that a first student merges, too."""
+    method = Progressive(start=4, first=first, times=(1.0, 0.8, 0.6, 0.4, 0.2))
+    with pytest.raises(ConfigError, match="cannot be merged into one"):
+        method.check(DenoiserOnly(wobbly_teacher(Flat(), V())))
+    method.check(DenoiserOnly(wobbly_teacher(Cosine(), V())))
