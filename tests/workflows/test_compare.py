@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, ConfigError, Stopped
 from halfstep.evaluation.method_files import read_comparison
 from halfstep.evaluation.setups import Evaluation
@@ -23,7 +24,7 @@ from halfstep.workflows.compare_config import (
     ComparisonFolder,
 )
 from halfstep.workflows.evaluate import evaluate
-from tests.cli.commands import TINY, type_command
+from tests.cli.commands import SHIPPED, TINY, type_command
 
 BUDGET = 5 * 8 * 200
 
@@ -222,6 +223,16 @@ def test_a_preset_is_a_method(teacher, tmp_path):
     [entry] = prepared.entries
     assert entry.method.updates == (550, 650, 750, 600, 350) and entry.method.start == 32
     assert prepared.training.optimiser == "adamw" and "optimiser" in entry.unused
+
+
+def test_the_preset_of_a_comparison_gives_each_method_what_progressive_spends():
+    words = ["--preset", "digits-compare", "--teacher", str(SHIPPED), "--out", "out"]
+    prepared = prepare_comparison(parse(CompareConfig, words, prog="halfstep compare"))
+    assert len(prepared.entries) >= 4 and len(prepared.parts) == 3 * len(prepared.entries)
+    for part in prepared.parts:
+        assert 0.99 * 928_000 <= part.forwards <= 928_000
+    learnt = {entry.name: entry.method.start for entry in prepared.entries}
+    assert set(learnt.values()) == {32}
 
 
 def test_a_damaged_comparison_is_refused(made, tmp_path):

@@ -51,6 +51,7 @@ complete halfstep \
         'c/--mask=/f/' \
         'c/--negative-prompts=/f/' \
         'c/--beside=/f/' \
+        'c/--preset=/(digits-compare)/' \
         'c/--held-out=/f/' \
         'c/--dtype=/(float32 float16 bfloat16)/' \
         'c/--format=/(pipeline torch-export onnx diffusers lora comfyui)/' \
@@ -99,6 +100,7 @@ complete halfstep \
         'n/--mask/f/' \
         'n/--negative-prompts/f/' \
         'n/--beside/f/' \
+        'n/--preset/(digits-compare)/' \
         'n/--held-out/f/' \
         'n/--dtype/(float32 float16 bfloat16)/' \
         'n/--format/(pipeline torch-export onnx diffusers lora comfyui)/' \

@@ -125,6 +125,7 @@ _shtab_halfstep_compare_options=(
   "--guidance-scale[Guidance scale of all samples.]:guidance_scale:"
   "--features[auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--shown[Number of seeds in the grid of samples.]:shown:"
+  "--preset[options that come with halfstep]:preset:(digits-compare)"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
 )

@@ -110,6 +110,9 @@ def test_a_level_beyond_the_resamples_has_ends_all_the_same():
     found = shared([1.0, 1.1], noise=0.02)
     usual, rare = (found.ratio([1], [0], level=level) for level in (0.95, 0.999))
     assert rare.low < usual.low and usual.high < rare.high
+    apart = found.apart / found.measured
+    deviation = (apart[:, 1] - apart[:, 0]).std(ddof=1)
+    assert math.log(rare.high / rare.value) == pytest.approx(stats.t.ppf(0.9995, 199) * deviation)
 
 
 def test_a_distance_of_0_has_no_ratio():
