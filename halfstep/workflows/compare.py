@@ -9,13 +9,15 @@ from halfstep.data import Data
 from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
 from halfstep.evaluation.method_data import MethodComparison
+from halfstep.evaluation.scorer import features_for, load_features, refuse_samples
 from halfstep.evaluation.setups import refuse_sampler
 from halfstep.methods.default_updates import default_batch, number_of
 from halfstep.pipeline import Pipeline
+from halfstep.pipeline.conditioning import guided
 from halfstep.progress import Progress, SILENT
 from halfstep.training.progress import ProgressCallback
 from halfstep.workflows.compare_beside import completed, read_beside
-from halfstep.workflows.compare_config import CompareConfig, ENCODED, RUNS
+from halfstep.workflows.compare_config import CompareConfig, CompareMeasures, ENCODED, RUNS
 from halfstep.workflows.compare_entries import check_entry, Entry, read_entries
 from halfstep.workflows.compare_runs import Part, PreparedComparison
 from halfstep.workflows.compare_scores import evaluated
@@ -85,10 +87,13 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         check_entry(entry, teacher, options.counts)
     refuse_sampler(teacher, "ddim", config.evaluation.full)
     refuse_sampler(teacher, *options.target)
+    _refuse_measures(config.evaluation, teacher)
     beside = read_beside(options.beside, teacher, [entry.name for entry in entries])
     images = _images(config, teacher, progress)
     data = None if images is not None else config.dataset.load(progress)
     teacher = teacher if data is None else config.teacher.official.decoding(teacher, data)
+    if data is not None and config.evaluation.features == "auto":
+        features_for("auto", data)  # refuses before hours of training
     count = len(images.images) if images is not None else number_of(data)  # type: ignore[arg-type]
     rate = default_learning_rate(teacher.denoiser.net)
     training = config.training.resolved(default_batch(count), rate)
@@ -126,6 +131,14 @@ def _encoded(
     if config.folder.dry_run:
         return closing.enter_context(images.rehearsed(config.folder.device))
     return images.encode(config.folder.device, progress=progress)
+
+
+def _refuse_measures(measures: CompareMeasures, teacher: Pipeline) -> None:
+    """`ConfigError` for measurements that could not be made, before anything is trained."""
+    guided(teacher, measures.guidance_scale, teacher.unconditional)
+    refuse_samples(measures.samples, teacher.shape)
+    if measures.features != "auto":
+        load_features(measures.features)
 
 
 def _refuse_without_data(config: CompareConfig) -> None:

@@ -41,4 +41,7 @@ def test_one_sentence(moons, cli):
     assert refused(cli(*words, "--data", "none"), "data")
     assert refused(cli("compare", "--data", "two-moons", "--out", "out"), "--methods")
     assert refused(cli("compare", *WORDS), "--teacher")
+    for option, value in (("--features", "nan"), ("--guidance-scale", 2)):
+        assert refused(cli(*words, option, value), "write" if option != "--features" else "choose")
+    assert not Path("out").exists()
     assert refused(cli("compare", "--target-sampler", "dim", *WORDS), "ddim")
