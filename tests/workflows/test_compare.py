@@ -228,7 +228,7 @@ def test_a_preset_is_a_method(teacher, tmp_path):
 def test_the_preset_of_a_comparison_gives_each_method_what_progressive_spends():
     words = ["--preset", "digits-compare", "--teacher", str(SHIPPED), "--out", "out"]
     prepared = prepare_comparison(parse(CompareConfig, words, prog="halfstep compare"))
-    assert len(prepared.entries) >= 4 and len(prepared.parts) == 3 * len(prepared.entries)
+    assert len(prepared.entries) == 5 and len(prepared.parts) == 3 * len(prepared.entries)
     for part in prepared.parts:
         assert 0.99 * 928_000 <= part.forwards <= 928_000
     learnt = {entry.name: entry.method.start for entry in prepared.entries}
