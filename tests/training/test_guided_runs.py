@@ -321,7 +321,7 @@ def test_old_pipelines_load_and_are_told_as_they_were(tmp_path):
         ({"updates": -1}, "updates"),
         ({"levels": -1}, "levels"),
         ({"halving_updates": (3, -1)}, "halving_updates"),
-        ({"halving_updates": (1, 2, 3)}, "halving_updates has 3 numbers for 2 halvings"),
+        ({"halving_updates": (1, 2, 3)}, "halving_updates has 3 numbers for 2 students"),
         ({"halving_updates": ()}, "halving_updates has 0 numbers"),
         ({"start": 6, "stop": 4}, "cannot halve from 6 to 4 steps"),
         ({"stop": 0}, "cannot halve from 8 to 0 steps"),

@@ -17,7 +17,7 @@ def check_updates(
     """`ConfigError` unless the option has one number, or one for each halving from `start` to `counts`."""
     if len(updates) not in (1, len(counts)):
         raise ConfigError(
-            f"{name} has {len(updates)} numbers for {len(counts)} halvings "
+            f"{name} has {len(updates)} numbers for {len(counts)} students "
             f"({start} to {min(counts)}): give one for all, or one each"
         )
 

@@ -97,5 +97,5 @@ def test_updates_that_are_given_stay():
 def test_a_start_is_64_everywhere():
     for method in (Progressive(), Stochastic(), Encoder(), GuidedDistillation().halving):
         assert method is not None and method.start == 64
-    with pytest.raises(ConfigError, match="updates has 0 numbers for 6 halvings"):
+    with pytest.raises(ConfigError, match="updates has 0 numbers for 6 students"):
         Progressive(updates=())

@@ -168,7 +168,7 @@ def test_from_two_steps_there_is_nothing_to_halve(stop):
 
 def test_updates_are_those_of_the_halvings_there_are():
     assert Stochastic(start=8, stop=1, updates=(1, 2)).counts == [4, 2]
-    with pytest.raises(ConfigError, match="3 numbers for 2 halvings"):
+    with pytest.raises(ConfigError, match="3 numbers for 2 students"):
         Stochastic(start=8, stop=1, updates=(1, 2, 3))
 
 
