@@ -54,6 +54,14 @@ def test_the_exact_student_has_no_loss_for_any_span_of_kept_points(schedule, sol
     draw = Draw(torch.Generator().manual_seed(0), pairs, slice(0, pairs), (0, 0, 0))
     loss = objective(Told(teacher, solver), Batch(torch.zeros(pairs, 2)), draw)
     assert loss.shape == (pairs,) and float(loss.max()) < 1e-20
+    heard = set[tuple[float, float]]()
+
+    def told(x, t, cond):
+        heard.update(zip(t.tolist(), cond.t_end.tolist(), strict=True))
+        return teacher(x, t, None)
+
+    objective(told, Batch(torch.zeros(pairs, 2)), draw)
+    assert heard == {(times[start], times[end]) for start, end in spans}
 
 
 def test_spans_of_every_length_are_as_many_and_even():
