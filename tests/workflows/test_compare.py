@@ -24,6 +24,7 @@ from halfstep.workflows.compare_config import (
     ComparisonFolder,
 )
 from halfstep.workflows.evaluate import evaluate
+from halfstep.workflows.locate import locate_pipeline
 from tests.cli.commands import SHIPPED, TINY, type_command
 
 BUDGET = 5 * 8 * 200
@@ -112,6 +113,14 @@ def test_the_target_walk_has_its_own_score(made):
         assert row.target_ratio.value == pytest.approx(
             row.distance.value / found.target.distance.value
         )
+
+
+def test_the_error_is_to_the_target_s_own_pictures(made):
+    options, found = made
+    target = locate_pipeline(options.teacher.teacher).sample(64, seed=0, steps=4, sampler="ddim")
+    student = RunFolder(options.folder.out / "runs/progressive-seed0").student(2)
+    error = (student.sample(64, seed=0, steps=2) - target).double().square().mean().sqrt()
+    assert found.rows[0].rmse.value == pytest.approx(float(error), rel=1e-6)
 
 
 def test_means_are_over_seeds(made):
