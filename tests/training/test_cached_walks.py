@@ -146,6 +146,18 @@ def test_the_noise_follows_from_the_seed_and_is_that_of_no_sample(tmp_path):
         assert not torch.isin(first, sample_noise(seed, range(2_000), (3,))).any()
 
 
+def test_clipped_walks_are_those_of_the_teachers_sampler(tmp_path):
+    pipeline = replace(teacher(), clip=0.3)
+    student = run(tmp_path / "r", replace(METHOD, target_clip=0.3), pipeline=pipeline)
+    walks, i = open_walks(tmp_path / "r" / "walks"), torch.arange(20)
+    noise, end = (walks.at(i, torch.full_like(i, k)) for k in (0, 4))
+    again = pipeline.sample(20, noise=noise, steps=8, sampler="heun")
+    torch.testing.assert_close(again, end, rtol=1e-5, atol=1e-6)
+    unclipped = replace(pipeline, clip=None).sample(20, noise=noise, steps=8, sampler="heun")
+    assert not torch.allclose(unclipped, end, atol=1e-2)
+    assert student.clip is None  # it lands where the clipped walk lands
+
+
 def test_data_give_the_conditions_alone(tmp_path):
     """Of a network without conditions nothing: the same walks serve every data."""
     run(tmp_path / "a")
