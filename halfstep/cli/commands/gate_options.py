@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, ClassVar
 
 from annotated_types import Ge
 from rich.console import Console
@@ -39,8 +39,7 @@ class OneScaleGateOptions(Validated):
     inception:FILE or package.module:function."""
     samples: SampleCount = 2000
     """Samples of the gate's first measurement; up to eight times as many if it cannot decide."""
-    gate_seed: Seed = 0
-    """Seed of the noise of the gate's samples."""
+    gate_seed: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +64,8 @@ class GateOptions(OneScaleGateOptions):
     guidance_scales: tuple[NotNegative, ...] = ()
     """Guidance scales for the comparison; by default the ends of --guidance-range, the upper one 3 at
     most."""
+    gate_seed: Seed = 0  # type: ignore[misc]
+    """Seed of the noise of the gate's samples."""
 
     def _metric(self) -> GuidedTeacherRatio | None:
         scales = self.guidance_scales
