@@ -309,7 +309,6 @@ _shtab_halfstep_distill_cached_walks_options=(
   "--full[Full steps of the teacher\; 0 is twice --start]:full:"
   "--features[Features of the distance\: auto, digits, efficientnet-lite0, squeezenet, classifier\:FOLDER, inception\:FILE or package.module\:function.]:features:"
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
-  "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
   "--walks[Folder of the teacher\'s trajectories\: those that are there are used, and more are added]:walks:_files"
   "--preset[options that come with halfstep]:preset:(digits-cached-walks)"
   "--config[options from a TOML file]:config:_files"
