@@ -16,10 +16,10 @@ from halfstep.pipeline import Pipeline
 from halfstep.pipeline.conditioning import guided
 from halfstep.progress import Progress, SILENT
 from halfstep.training.progress import ProgressCallback
-from halfstep.workflows.compare_beside import completed, read_beside
+from halfstep.workflows.compare_beside import completed, read_beside, refuse_twice
 from halfstep.workflows.compare_config import CompareConfig, CompareMeasures, ENCODED, RUNS
 from halfstep.workflows.compare_entries import check_entry, Entry, read_entries
-from halfstep.workflows.compare_runs import Part, PreparedComparison
+from halfstep.workflows.compare_runs import Part, PreparedComparison, refuse_other_runs
 from halfstep.workflows.compare_scores import evaluated
 from halfstep.workflows.default_sizes import default_learning_rate
 from halfstep.workflows.locate import chosen_pipeline
@@ -53,6 +53,7 @@ def compare(
         Stopped: Ctrl-C or SIGTERM; all runs are saved.
     """
     prepared = prepare_comparison(config, progress=progress)
+    refuse_other_runs(prepared)
     for part in prepared.parts:
         part.train(prepared, callback(part))
     return evaluated(prepared, progress)
@@ -104,6 +105,7 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         for entry in budgeted
         for seed in range(training.seed, training.seed + options.seeds)
     ]  # fmt: skip
+    refuse_twice([*(part.folder for part in parts), *options.beside])
     closing = ExitStack()
     if images is not None:
         data = _encoded(images, config, closing, progress)

@@ -1,7 +1,7 @@
 """Runs that exist beside the methods of a comparison: students of the same teacher, whatever trained them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,11 +94,33 @@ def read_beside(
         if alike:
             alike[0].runs[seed] = folder
             continue
-        name = SEED.sub("", folder.name or files.name_of(folder))
-        if name in [*names, *(each.name for each in found)]:
-            name = SEED.sub("", str(folder))
+        taken = [*names, *(each.name for each in found)]
+        name = next((n for n in _names(folder) if n not in taken), str(folder))
         found.append(BesideMethod(name, run.about["command"], run.options, {seed: folder}))
     return found
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Names for the run in a folder, shortest first: a, runs/a, ..."""
+    yield SEED.sub("", folder.name or files.name_of(folder))
+    parts = folder.resolve().parts[1:]
+    for count in range(2, len(parts) + 1):
+        yield SEED.sub("", "/".join(parts[-count:]))
+
+
+def refuse_twice(folders: Sequence[Path]) -> None:
+    """Refuse a run that would stand twice in the table.
+
+    Args:
+        folders: of all runs.
+
+    Raises:
+        ConfigError: two of them are one folder.
+    """
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"'{folder}' would stand in the table twice: give it once")
 
 
 def _same(method: BesideMethod, run: RunFolder) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from halfstep.config.validate import Count, NotNegative, Place, Seed, Validated
+from halfstep.diffusion.samplers import draws_noise
 from halfstep.diffusion.time_grids import Steps
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.setups import FULL_STEPS, SampleCount, SAMPLERS
@@ -89,6 +90,11 @@ class CompareOptions(Validated):
             raise ConfigError("counts is empty: write numbers of steps, such as 8 4 2 1")
         if self.target_sampler not in SAMPLERS:
             raise unknown("sampler", self.target_sampler, SAMPLERS)
+        if draws_noise(self.target_sampler):
+            raise ConfigError(
+                f"target_sampler='{self.target_sampler}' draws noise at its steps, and no student can land "
+                "where it does: write a deterministic one, such as ddim (command line: --target-sampler ddim)"
+            )
 
     @property
     def target(self) -> tuple[str, int]:

@@ -149,9 +149,18 @@ def check_entry(entry: Entry, teacher: PipelineLike, counts: Sequence[int]) -> N
         )
     if missing := [steps for steps in counts if steps not in made]:
         raise ConfigError(
-            f"'{entry.name}' makes no student of {' or '.join(map(str, missing))} steps: its students take "
+            f"'{entry.name}' makes no student of {in_words(missing)}: its students take "
             f"{', '.join(map(str, made)) or 'any number'}; give --counts among them, or another --start"
         )
+
+
+def in_words(counts: Sequence[int]) -> str:
+    """Numbers of steps in words, such as "2 or 1 steps".
+
+    Args:
+        counts: the numbers.
+    """
+    return f"{' or '.join(map(str, counts))} step{'' if list(counts) == [1] else 's'}"
 
 
 def steps_of(stage: StagePlan) -> list[int]:

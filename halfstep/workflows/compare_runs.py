@@ -1,7 +1,7 @@
 """The runs of a comparison: each is an ordinary run, distilled, resumed or skipped."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from halfstep.config import JsonObject
 from halfstep.config.fields import flat
 from halfstep.data import Data
 from halfstep.data.latents.dataset import is_latents
+from halfstep.errors import ConfigError
 from halfstep.methods.base import Stage, StagePlan
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, TrainingConfig
@@ -17,7 +18,7 @@ from halfstep.training.run_config import write_config
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_progress import RunProgress
 from halfstep.training.run_repair import LATENTS
-from halfstep.training.stages import RunOptions
+from halfstep.training.stages import DryRunFinished, RunOptions
 from halfstep.workflows.compare_beside import BesideMethod
 from halfstep.workflows.compare_config import CompareConfig, ENCODED
 from halfstep.workflows.compare_entries import Entry
@@ -110,6 +111,32 @@ class PreparedComparison:
     parts: Sequence[Part]
     beside: Sequence[BesideMethod] = ()
     closing: ExitStack = field(default_factory=ExitStack)
+
+
+def refuse_other_runs(prepared: PreparedComparison) -> None:
+    """Refuse runs that were begun with other options, before any run is trained.
+
+    Args:
+        prepared: the comparison.
+
+    Raises:
+        ConfigError: a run in OUT/runs has other options, or another learning rate, which alone may change
+            within a run.
+    """
+    rate = prepared.training.learning_rate
+    for part in prepared.parts:
+        run = RunFolder(part.folder)
+        rates = [run.options["learning_rate"]] if run.exists else []
+        for change in run.about["changed_options"] if run.exists else []:
+            rates.append(change["values"].get("learning_rate", rate))
+        if other := [each for each in rates if each != rate]:
+            raise ConfigError(
+                f"'{part.folder}' was trained with learning_rate = {other[0]:g}, now it is {rate:g}, and the "
+                "runs of a comparison have one: choose another --out, or delete the folder"
+            )
+        if not prepared.config.memory.shard:  # sharded networks have no dry run
+            with suppress(DryRunFinished):
+                part.train(prepared, dry_run=lambda *_: None)
 
 
 class _Keeping(ProgressCallback):

@@ -35,6 +35,7 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
 from halfstep.workflows.compare_beside import options_shown
 from halfstep.workflows.compare_config import PAGE, SAMPLES
+from halfstep.workflows.compare_entries import in_words
 from halfstep.workflows.compare_runs import PreparedComparison
 from halfstep.workflows.report import machine, provenance, training_cost
 
@@ -121,8 +122,8 @@ def _composed(
 ) -> MethodComparison:
     options, trained = prepared.config.compare, bool(prepared.entries)
     if not found.means:
-        counts = " or ".join(map(str, options.counts))
-        raise ConfigError(f"no run beside has a student of {counts} steps: give other --counts")
+        counts = in_words(options.counts)
+        raise ConfigError(f"no run beside has a student of {counts}: give other --counts")
     verdicts = tuple(
         verdict_at(count, at, *found.shared[count])
         for count in options.counts

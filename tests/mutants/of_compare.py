@@ -118,4 +118,22 @@ MUTANTS = (
         ('"first": max(counts), "stop": min(counts)', '"first": max(counts), "stop": max(counts)'),
         ("if steps not in made", "if steps in ()"),
     ),
+    *of(
+        "workflows/compare_runs",
+        "workflows/compare",
+        ("if each != rate]", "if False]"),
+        ('change["values"].get("learning_rate", rate)', "rate"),
+        ("part.train(prepared, dry_run=lambda *_: None)", "pass"),
+    ),
+    *of(
+        "workflows/compare_beside",
+        "workflows/compare_beside",
+        ("places.count(place) > 1", "places.count(place) > 2"),
+        ("parts[-count:]", "parts[-1:]"),
+    ),
+    *of(
+        "workflows/compare_config",
+        "workflows/compare",
+        ("if draws_noise(self.target_sampler)", "if False"),
+    ),
 )  # fmt: skip

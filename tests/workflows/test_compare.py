@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from halfstep import storage
 from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, ConfigError, Stopped
 from halfstep.evaluation.method_files import read_comparison
@@ -200,12 +201,49 @@ def test_a_budget_too_small_names_the_smallest(teacher, tmp_path):
         (("progressive",), {"budget": None}, "--budget"),
         (("progressive",), {"start": 6}, "start"),
         (("none.toml",), {}, "cannot be read"),
+        (("stochastic",), {}, "student of 1 step:"),
     ],
 )
 def test_refusals(methods, options, word, teacher, tmp_path):
     with pytest.raises(ConfigError, match=word):
         prepare_comparison(config(teacher, tmp_path / "out", *methods, **options))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "euler-maruyama"])
+def test_a_target_that_draws_noise_is_refused(sampler, teacher, tmp_path):
+    with pytest.raises(ConfigError, match="deterministic"):
+        config(teacher, tmp_path / "out", "progressive", target_sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"training": {"learning_rate": 1e-3}}, "learning_rate"),
+        ({"training": {"weight_decay": 0.1}}, "weight_decay"),
+        ({"budget": 2 * BUDGET}, "updates"),
+    ],
+)
+def test_no_run_begins_where_another_has_other_options(changes, word, teacher, tmp_path):
+    out = tmp_path / "out"
+    compare(config(teacher, out, "progressive"))
+    with pytest.raises(ConfigError, match=word):
+        compare(config(teacher, out, "multistep-consistency", "progressive", **changes))
+    assert [path.name for path in (out / "runs").iterdir()] == ["progressive-seed0"]
+
+
+def test_a_rate_that_changed_within_a_run_is_no_longer_the_others(teacher, tmp_path):
+    options = config(teacher, tmp_path / "out", "progressive")
+    compare(options)
+    part = prepare_comparison(options).parts[0]
+    about = json.loads((part.folder / "run.json").read_text())
+    assert not about["changed_options"]
+    place = {"stage": 0, "name": student_name(2), "update": 3}
+    about["changed_options"] = [{**place, "values": {"learning_rate": 1e-5}}]
+    about.pop("checksum")
+    storage.write_json(part.folder / "run.json", about)
+    with pytest.raises(ConfigError, match="learning_rate = 1e-05"):
+        compare(options)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`compare --beside`: runs that exist, of the same teacher; teacher and data are those of the first."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -103,9 +104,10 @@ def test_beside_methods_that_are_trained(runs, tmp_path):
 
 
 def test_the_same_students_score_the_same(runs, tmp_path):
-    found = compare(config(tmp_path / "out", runs / "b", runs / "b"))
+    copied = shutil.copytree(runs / "b", tmp_path / "b")
+    found = compare(config(tmp_path / "out", runs / "b", copied))
     names = [method.name for method in found.methods]
-    assert names == ["b", str(runs / "b")]  # two of one name have their places
+    assert names == ["b", f"{tmp_path.name}/b"]  # two of one name have their places
     for first, second in zip(
         *([m for m in found.means if m.method == n] for n in names), strict=True
     ):
@@ -128,6 +130,21 @@ def test_another_teacher_is_refused(runs, tmp_path):
     given = ComparedTeacher(teacher=str(runs / "other"))
     with pytest.raises(ConfigError, match="another teacher"):
         prepare_comparison(config(tmp_path / "out", runs / "b", teacher=given))
+
+
+def test_a_run_stands_in_the_table_once(runs, tmp_path):
+    again = runs / "teacher" / ".." / "b"
+    with pytest.raises(ConfigError, match="twice"):
+        prepare_comparison(config(tmp_path / "out", runs / "b", again))
+    shutil.copytree(runs / "b", tmp_path / "out/runs/progressive-seed0")
+    options = CompareOptions(
+        methods=("progressive",), beside=(tmp_path / "out/runs/progressive-seed0",),
+        counts=(2, 1), start=4, budget=5 * 8 * 200,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="twice"):
+        prepare_comparison(
+            config(tmp_path / "out", compare=options, training=TrainingOptions(batch_size=8))
+        )
 
 
 def test_what_is_no_run_of_students_is_refused(runs, tmp_path):

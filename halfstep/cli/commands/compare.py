@@ -20,7 +20,7 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.training.stages import DryRunFinished
 from halfstep.workflows.compare import prepare_comparison
 from halfstep.workflows.compare_config import CompareConfig, PAGE
-from halfstep.workflows.compare_runs import Part, PreparedComparison
+from halfstep.workflows.compare_runs import Part, PreparedComparison, refuse_other_runs
 from halfstep.workflows.compare_scores import evaluated
 from halfstep.workflows.dry_run import seconds_per_update
 
@@ -35,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
     config = prepared.config
     if config.folder.dry_run:
         with prepared.closing:
+            refuse_other_runs(prepared)
             _print_runs(console, prepared, _seconds_of_forward(prepared))
         return 0
+    refuse_other_runs(prepared)
     _print_runs(console, prepared, {})
     for k, part in enumerate(prepared.parts):
         _train(console, prepared, part, f"{k + 1} of {len(prepared.parts)}")
