@@ -37,6 +37,7 @@ LOOK = "--device cpu --log-every 1"
 STEP = "--batch-size 32 --learning-rate 3e-4"
 """Given, so that no default decides a number."""
 FEW = f"--updates {UPDATES} {STEP} {LOOK}"
+SEGMENTS = f"--start 4 --first 2 --stop 1 --tolerance 0 {FEW}"
 HALVE = f"--start 4 --stop 1 --updates {UPDATES} {STEP} --tolerance 0 {LOOK}"
 SMALL = "--data digits --net uvit --net-config embed_dim 32 depth 4 num_heads 2 patch_size 2"
 RUNS = {
@@ -47,6 +48,10 @@ RUNS = {
     "classification": f"train classifier --data digits --net cnn --ema 0.9 --augment crop {FEW}",
     "autoencoding": f"train codec --data digits --width 4 {FEW}",
     "progressive": f"distill progressive --teacher denoising --data digits {HALVE}",
+    "multistep-consistency": f"distill multistep-consistency --teacher denoising --data digits {SEGMENTS}",
+    "flow-map": f"distill flow-map --teacher denoising --data digits {SEGMENTS}",
+    "parallel-decoding": f"distill parallel-decoding --teacher denoising --data digits {SEGMENTS}",
+    "cached-walks": f"distill cached-walks --teacher denoising --data digits --noises 32 {SEGMENTS}",
     "guided": f"distill guided --teacher denoising --data digits --start 4 --stop 2 "
     f"--halving-updates {UPDATES} --tolerance 0 {FEW}",
     "stochastic": "distill stochastic --teacher denoising --data digits --start 4 --stop 2 "

@@ -46,7 +46,13 @@ def test_it_runs_from_python_with_a_gate(mine, tmp_path):
     run = RunFolder.open(tmp_path / "r")
     assert run.about["command"] == "distill own" and run.teacher_times == uniform(4)
     [planned] = run.about["plan"]["stages"]
-    assert planned == {"name": "0001-steps", "steps": 1, "updates": 3, "forwards": 3}
+    assert planned == {
+        "name": "0001-steps",
+        "steps": 1,
+        "updates": 3,
+        "forwards": 3,
+        "teacher_steps": 4,
+    }
     [tried] = run.gate["decisions"]
     assert (tried["stage"], tried["steps"], tried["verdict"]) == ("0001-steps", 1, "passed")
     assert run.gate["best"] == "0001-steps" and run.student().times == student.times

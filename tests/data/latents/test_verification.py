@@ -123,9 +123,9 @@ def test_a_disk_that_forgets_is_found_on_demand(tmp_path, monkeypatch):
     out = tmp_path / "l"
     encoded(out)
     open_latents(out)
-    before = {path.name: shards._state(path) for path in out.iterdir()}
+    before = {path.name: shards._state(path, "") for path in out.iterdir()}
     whole = rotten(out / "shard-00001.npy")
-    monkeypatch.setattr(shards, "_state", lambda path: before[path.name])
+    monkeypatch.setattr(shards, "_state", lambda path, again: before[path.name])
     open_latents(out)
     for ask in (partial(open_latents, verify=True), partial(load, verify=True)):
         with refused(CheckpointError, "shard-00001.npy' is damaged: its checksum"):
