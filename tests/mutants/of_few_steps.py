@@ -20,6 +20,7 @@ MUTANTS = (
         ("masked_fill(_is_fine(draw).to(u.device), 0)", "masked_fill(_is_fine(draw).to(u.device), 1)"),
         ("first, second = self._to(m), self._to(e)", "first, second = self._to(e), self._to(e)"),
         ("cond, second=second)", "cond)"),
+        ("with evaluating(network) if network else nullcontext()", "with nullcontext()"),
         ("toward(places[-1], cond)", "toward(places[1], cond)"),
         ("cond, clip=self.clip, solver=self.solver", "cond, solver=self.solver"),
         ("cond, clip=self.clip, solver=self.solver", "cond, clip=self.clip"),

@@ -1,12 +1,13 @@
 """The objective of a flow map: a step of 2^k of the teacher's is matched to the student's own two halves."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from halfstep.batch import Cond
 from halfstep.diffusion.denoiser import Teacher
@@ -25,6 +26,7 @@ from halfstep.methods.diffusion.two_step_target import (
     two_step_target,
 )
 from halfstep.methods.diffusion.walk_spans import toward
+from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 
 FINE = 4
@@ -119,9 +121,11 @@ class FlowMapLoss(Merging):
     def _halves(
         self, x_t: Tensor, t: Tensor, m: Tensor, e: Tensor, cond: Cond | None
     ) -> Prediction:
-        """The student's step to the middle, and from there to the end."""
+        """The student's step to the middle, and from there to the end; as it is sampled, without dropout."""
         first, second = self._to(m), self._to(e)
-        return two_step_target(first, x_t, t, m, e, cond, second=second)
+        network = self.student if isinstance(self.student, nn.Module) else None
+        with evaluating(network) if network else nullcontext():
+            return two_step_target(first, x_t, t, m, e, cond, second=second)
 
     def _to(self, end: Tensor) -> "_Jump":
         return _Jump(self, end)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from halfstep.batch import Batch, Cond
 from halfstep.data import NoData
@@ -252,6 +253,26 @@ def test_rows_are_answered_in_their_own_order_with_their_own_conditions():
     asked = replace(loss_of(teacher), teacher=Rows(teacher)).with_student(labelled)
     asked.target(x_t, places, Cond(labels))
     assert heard == [labels[~fine].tolist()] * 2
+
+
+class Drops(nn.Module):
+    """A network that hears whether it would drop units, and whether it is differentiated."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard, self.gain = [], nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, cond=None):
+        self.heard.append((self.training, torch.is_grad_enabled()))
+        return self.gain * x
+
+
+def test_the_halves_are_predicted_without_dropout_as_students_are_sampled():
+    student = Denoiser(Drops(), Cosine(), V()).train()
+    objective = loss_of(gaussian_teacher(Cosine()))
+    objective(student, Batch(torch.randn(5, 2, generator=seeded())), draw_of(0, 5)).sum().backward()
+    assert student.net.heard == [(False, False), (False, False), (True, True)]
+    assert student.training and student.net.training and student.net.gain.grad.isfinite()
 
 
 def test_targets_have_no_gradients():
