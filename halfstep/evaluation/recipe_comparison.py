@@ -101,16 +101,16 @@ class RecipeComparison:
 
 
 def verdict_of(gain: CrossedMean, level: float, margin: float) -> Verdict:
-    """helps: surely above 0; does not: surely below the margin, which may be 0; else cannot tell.
+    """does not: surely below the margin, which may be 0; helps: surely above 0 otherwise; else cannot tell.
 
     One seed decides nothing: the spread between seeds is unknown.
     """
     interval = gain.interval(level)
     if gain.seed_spread is None:
         return "cannot tell"
-    if interval.low > 0:
-        return "helps"
-    return "does not" if interval.high < margin else "cannot tell"
+    if interval.high < margin:
+        return "does not"
+    return "helps" if interval.low > 0 else "cannot tell"
 
 
 def compared(

@@ -92,6 +92,8 @@ def test_without_the_correction_four_recipes_would_be_wrong_too_often():
         (0.0, 0.001, 0.01, "does not"),
         (0.02, 0.001, 0.01, "helps"),
         (0.005, 0.01, 0.01, "cannot tell"),
+        (0.005, 0.001, 0.01, "does not"),  # surely a gain, and surely too small to matter
+        (0.008, 0.002, 0.01, "helps"),
     ],
 )
 def test_verdicts_by_hand(value, spread, margin, verdict):
