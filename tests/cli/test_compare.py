@@ -37,7 +37,7 @@ def test_two_seeds_of_a_method(moons, cli, monkeypatch):
 def test_one_sentence(moons, cli):
     words = ["compare", "--teacher", moons, *WORDS]
     assert refused(cli(*words, "--budget", 100), "--budget 8000")
-    assert refused(cli(*words, "--methods", "progresive"), "progressive")
+    assert refused(cli(*words, "--methods", "progressiv"), "progressive")
     assert refused(cli(*words, "--data", "none"), "data")
     assert refused(cli("compare", "--data", "two-moons", "--out", "out"), "--methods")
     assert refused(cli("compare", *WORDS), "--teacher")

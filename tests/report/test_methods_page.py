@@ -71,8 +71,9 @@ def test_a_target_far_from_the_teacher_is_told(target, word):
 
 def test_one_seed_is_told():
     found = comparison({"a": {4: [0.1]}, "b": {4: [0.15]}})
-    assert found.headline == "a is best at 4 steps, by one seed"
+    assert found.headline == "One seed cannot tell; a scored best at 4 steps"
     page = text(render(found, "out"))
+    assert "add --seeds 3" in page and "is best" not in page
     assert "One seed of each method" in page and "seeds differ by" not in page
     assert "Every seed" not in page
 

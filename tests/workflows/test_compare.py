@@ -193,7 +193,7 @@ def test_a_budget_too_small_names_the_smallest(teacher, tmp_path):
     "methods, options, word",
     [
         ((), {}, "--methods"),
-        (("progresive",), {}, "progressive"),
+        (("progressiv",), {}, "progressive"),
         (("reparameterise",), {}, "fewer steps"),
         (("encoder",), {}, "encode"),
         (("progressive", "progressive"), {}, "two methods"),

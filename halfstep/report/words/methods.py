@@ -36,13 +36,14 @@ def headline(comparison: MethodComparison) -> str:
     for verdict in verdicts:
         if verdict.answer in ("better", "one seed"):
             chosen.setdefault(verdict.best, []).append(verdict.steps)
-    clauses = [f"{method} is best at {_steps(counts)}" for method, counts in chosen.items()]
+    single = any(verdict.answer == "one seed" for verdict in verdicts)
+    is_best = "scored best" if single else "is best"
+    clauses = [f"{method} {is_best} at {_steps(counts)}" for method, counts in chosen.items()]
     unsure = [verdict.steps for verdict in verdicts if verdict.answer == "cannot tell"]
     if unsure:
         clauses.append(f"{'c' if clauses else 'C'}annot tell at {_steps(unsure)}")
     text = "; ".join(clauses)
-    single = any(verdict.answer == "one seed" for verdict in verdicts)
-    return f"{text}, by one seed" if single else text
+    return f"One seed cannot tell; {text}" if single else text
 
 
 def sentence(verdict: CountVerdict) -> str:
@@ -64,8 +65,8 @@ def sentence(verdict: CountVerdict) -> str:
         )
     if verdict.answer == "one seed":
         return (
-            f"{at} {best} is better by the seeds at hand: its Fréchet distance is {lower} ({ends}); a method "
-            f"with one seed cannot tell how much another seed differs.{_faithful(verdict)}"
+            f"{at} {best} scored best: its Fréchet distance is {lower} ({ends}). One seed of a method cannot "
+            f"tell how much another differs: add --seeds 3.{_faithful(verdict)}"
         )
     why = f"seeds differ by {seeds}" if seeds else "the samples alone leave it open"
     return (
