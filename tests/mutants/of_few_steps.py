@@ -35,14 +35,18 @@ MUTANTS = (
         ("range(k - 1, others, longest)", "range(k, others, longest)"),
     ),
     *of(
+        "methods/diffusion/one_student",
+        FLOW,
+        ("fine[:: self.start // count]", "fine[:: self.first // count]"),
+        ("halving * (2 if count <= 2 else 1)", "halving"),
+        ("len(self.updates) > 1", "len(self.updates) > 2"),
+    ),
+    *of(
         "methods/diffusion/flow_map",
         FLOW,
         ("(ratio := self.start // self.first) & (ratio - 1)", "False"),
         ("if self.start == self.stop", "if False"),
         ("(self.start // self.stop).bit_length() - 1", "(self.start // self.first).bit_length() - 1"),
-        ("fine[:: self.start // count]", "fine[:: self.first // count]"),
-        ("halving * (2 if count <= 2 else 1)", "halving"),
-        ("len(self.updates) > 1", "len(self.updates) > 2"),
     ),
     *of(
         "methods/diffusion/flow_map",

@@ -6,33 +6,29 @@ second, m -> e, where a step spans 2^k of the teacher's and m is its middle.  A 
 Names follow `two_step_target`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
-from halfstep.config.validate import Updates
 from halfstep.diffusion.denoiser import Denoiser, Teacher
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import PipelineLike, Stage, StagePlan
-from halfstep.methods.default_updates import halving_updates, PAPER
-from halfstep.methods.diffusion.few_steps import FewStepsFromV, Segments
+from halfstep.methods.base import PipelineLike, Stage
+from halfstep.methods.diffusion.few_steps import FewStepsFromV
 from halfstep.methods.diffusion.flow_map_loss import FlowMapLoss
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
+from halfstep.methods.diffusion.one_student import OneStudent
 from halfstep.methods.diffusion.two_step_target import Solver
 from halfstep.models.end_time_embedding import check_end_features
 from halfstep.models.with_end_time import with_end_time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spans(Segments):
+class Spans(OneStudent):
     """`FlowMap` of a teacher that its grid can read."""
 
-    updates: tuple[Updates, ...] | None = None
-    """Optimiser updates of the one student. By the data: three eighths of a teacher's default, as halvings
-    to 8, 4, 2 and 1 steps take."""
     start: Steps = 64
     """Steps the teacher is sampled with: `first` times a power of two."""
     first: Steps = 8
@@ -53,11 +49,6 @@ class Spans(Segments):
 
     def _check_counts(self) -> None:
         super()._check_counts()
-        if self.updates is not None and len(self.updates) > 1:
-            raise ConfigError(
-                f"there is one student for all numbers of steps, and updates has {len(self.updates)} "
-                "numbers: give one"
-            )
         if (ratio := self.start // self.first) & (ratio - 1):
             raise ConfigError(
                 f"start={self.start} steps cannot be bisected to steps of one from first={self.first}: write "
@@ -68,41 +59,6 @@ class Spans(Segments):
                 f"start={self.start} and stop={self.stop} leave no step to bisect: write a larger start, for "
                 f"example start={2 * self.start}"
             )
-
-    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
-        """One stage: the student of every number of steps."""
-        fine = self.fine_times(teacher.denoiser.schedule)
-        return [
-            StagePlan(
-                self.sampler,
-                self._updates,
-                teacher_times=fine,
-                sampler=self.sampler,
-                grid=self.grid,
-                clips=not self._leaves_eps(teacher),
-                forwards=self.objective(teacher.denoiser, fine).forwards,
-                grids=tuple(fine[:: self.start // count] for count in self.counts),
-            )
-        ]
-
-    @property
-    def _updates(self) -> int:
-        """The student's updates; by default those of halvings to its numbers of steps."""
-        return self._of(halving_updates(PAPER)) if self.updates is None else self.updates[0]
-
-    def _of(self, halving: int) -> int:
-        """As many updates as halvings to the same numbers of steps have: twice as many for 2 and for 1."""
-        return sum(halving * (2 if count <= 2 else 1) for count in self.counts)
-
-    def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
-        """The method with the updates of its one student."""
-        return replace(self, updates=tuple(updates))
-
-    def sized(self, teacher: PipelineLike, updates: int) -> Self:
-        """The method with its updates, unless some are given."""
-        if self.updates is not None:
-            return self
-        return replace(self, updates=(self._of(halving_updates(updates)),))
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher of another grid, or a grid on which a step has no target."""

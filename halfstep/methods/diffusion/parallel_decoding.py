@@ -5,23 +5,22 @@ the prediction of fine step k, decoded at level n with x_n.  The steps of a bloc
 step whose x0 is the convex combination of its heads by `block_weights`, so that a block costs one call.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from halfstep.config.validate import Updates
 from halfstep.diffusion.block_weights import block_weights
 from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import PipelineLike, refuse_student, Stage, StagePlan
-from halfstep.methods.default_updates import halving_updates, PAPER
-from halfstep.methods.diffusion.few_steps import FewStepsFromV, Segments
+from halfstep.methods.base import PipelineLike, refuse_student, Stage
+from halfstep.methods.diffusion.few_steps import FewStepsFromV
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid
+from halfstep.methods.diffusion.one_student import OneStudent
 from halfstep.methods.diffusion.parallel_decoding_loss import (
     ParallelDecodingLoss,
     Points,
@@ -32,12 +31,9 @@ from halfstep.models.with_heads import with_heads
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelHeads(Segments):
+class ParallelHeads(OneStudent):
     """`ParallelDecoding` of a teacher that its grid can read."""
 
-    updates: tuple[Updates, ...] | None = None
-    """Optimiser updates of the one student. By the data: three eighths of a teacher's default, as halvings
-    to 8, 4, 2 and 1 steps take."""
     start: Steps = 64
     """Fine steps, each with a head: a multiple of `first`."""
     first: Steps = 8
@@ -56,47 +52,6 @@ class ParallelHeads(Segments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_heads(self.start)
-        if self.updates is not None and len(self.updates) > 1:
-            raise ConfigError(
-                f"there is one student for all numbers of steps, and updates has {len(self.updates)} "
-                "numbers: give one"
-            )
-
-    def plan(self, teacher: PipelineLike) -> list[StagePlan]:
-        """One stage: the student of every number of blocks."""
-        fine = self.fine_times(teacher.denoiser.schedule)
-        objective = self.objective(teacher.denoiser, fine)
-        return [
-            StagePlan(
-                self.sampler,
-                self._updates,
-                teacher_times=fine,
-                sampler=self.sampler,
-                grid=self.grid,
-                clips=not self._leaves_eps(teacher),
-                forwards=objective.forwards,
-                grids=tuple(fine[:: self.start // count] for count in self.counts),
-            )
-        ]
-
-    @property
-    def _updates(self) -> int:
-        """The student's updates; by default those of halvings to its numbers of steps."""
-        return self._of(halving_updates(PAPER)) if self.updates is None else self.updates[0]
-
-    def _of(self, halving: int) -> int:
-        """As many updates as halvings to the same numbers of steps have: twice as many for 2 and for 1."""
-        return sum(halving * (2 if count <= 2 else 1) for count in self.counts)
-
-    def with_updates(self, teacher: PipelineLike, updates: Sequence[int]) -> Self:
-        """The method with the updates of its one student."""
-        return replace(self, updates=tuple(updates))
-
-    def sized(self, teacher: PipelineLike, updates: int) -> Self:
-        """The method with its updates, unless some are given."""
-        if self.updates is not None:
-            return self
-        return replace(self, updates=(self._of(halving_updates(updates)),))
 
     def check(self, teacher: PipelineLike) -> None:
         """`ConfigError` for a teacher of another grid, or a grid on which a fine step has no length."""
