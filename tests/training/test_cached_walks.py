@@ -341,3 +341,15 @@ def test_latents_and_texts_are_kept_with_their_walks(tmp_path, texts):
     else:
         assert set(cond.label.tolist()) == {0, 1}
     assert student.sample(2, seed=0).shape == (2, 1, 8, 8)
+
+
+def test_the_teacher_walks_before_the_first_update_begins(tmp_path):
+    """So that the speed and the time left of updates are those of updates alone."""
+    counts = []
+
+    class Looking(ProgressCallback):
+        def begin(self, stage, update):
+            counts.append(len(open_walks(tmp_path / "r" / "walks")))
+
+    run(tmp_path / "r", job=job(callback=Looking()))
+    assert counts == [20, 20]
