@@ -19,6 +19,7 @@ from halfstep.training.progress import ProgressCallback
 from halfstep.workflows.compare_beside import completed, read_beside, refuse_twice
 from halfstep.workflows.compare_config import CompareConfig, CompareMeasures, ENCODED, RUNS
 from halfstep.workflows.compare_entries import check_entry, Entry, read_entries
+from halfstep.workflows.compare_left_out import refuse_fewer_runs
 from halfstep.workflows.compare_runs import Part, PreparedComparison, refuse_other_runs
 from halfstep.workflows.compare_scores import evaluated
 from halfstep.workflows.default_sizes import default_learning_rate
@@ -105,7 +106,9 @@ def prepare_comparison(config: CompareConfig, *, progress: Progress = SILENT) ->
         for entry in budgeted
         for seed in range(training.seed, training.seed + options.seeds)
     ]  # fmt: skip
-    refuse_twice([*(part.folder for part in parts), *options.beside])
+    runs = [*(part.folder for part in parts), *options.beside]
+    refuse_twice(runs)
+    refuse_fewer_runs(config.folder.out, runs)
     closing = ExitStack()
     if images is not None:
         data = _encoded(images, config, closing, progress)

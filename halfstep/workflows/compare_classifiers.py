@@ -18,6 +18,7 @@ from halfstep.methods.classifiers.terms import Temperature
 from halfstep.progress import Progress, SILENT
 from halfstep.training import TrainingConfig
 from halfstep.training.run_folder import RunFolder
+from halfstep.workflows.compare_left_out import refuse_fewer_students
 from halfstep.workflows.compared_students import (
     compare_students,
     ComparedRun,
@@ -154,10 +155,14 @@ def prepare_classifier_comparison(
     images = replace(config.images, validate=config.images.validate or _test_images(config.dataset))
     config = replace(config, images=images)
     recipes = {PLAIN: ("hinton", ALONE), **listed_recipes(config.recipe)}
-    folders = _folders(recipes)
+    _refuse_shared_folders(recipes)
+    first, out = config.training.seed, config.folder.out
+    seeds = range(first, first + config.recipe.seeds)
+    runs = [_run_of(out, title, seed) for title in recipes for seed in seeds]
+    refuse_fewer_students(out, partial(_run_of, out), runs)
     read = read_images(_distillation(config, recipes[PLAIN], PLAIN, config.training.seed), progress)
     students = tuple(
-        ComparedRun(title, partial(_prepare, config, read, recipes[title], folders[title]))
+        ComparedRun(title, partial(_prepare, config, read, recipes[title], title))
         for title in recipes
     )
     return ClassifierComparisonRun(config, students, tuple(_cautions(config, read)))
@@ -218,16 +223,20 @@ def split_recipe(text: str) -> tuple[str, dict[str, str]]:
     return name, dict(option.split("=", 1) for option in options)
 
 
-def _folders(names: Iterable[str]) -> dict[str, str]:
-    """A folder's name for each student."""
-    folders = {name: re.sub(r"[^\w.]+", "-", name).strip("-.") for name in names}
+def _refuse_shared_folders(names: Iterable[str]) -> None:
+    """`ConfigError` for two students whose runs would have one folder."""
     by = dict[str, str]()
-    for name, folder in folders.items():
+    for name in names:
+        folder = _run_of(Path(), name, 0).parent.name
         if (other := by.setdefault(folder.lower(), name)) != name:
             raise ConfigError(
                 f"the recipes '{other}' and '{name}' would share the folder '{folder}': compare them apart"
             )
-    return folders
+
+
+def _run_of(out: Path, name: str, seed: int) -> Path:
+    """The folder of a student's run."""
+    return out / re.sub(r"[^\w.]+", "-", name).strip("-.") / f"seed-{seed}"
 
 
 def _test_images(dataset: DataOptions) -> str:
@@ -235,12 +244,12 @@ def _test_images(dataset: DataOptions) -> str:
 
 
 def _distillation(
-    config: CompareClassifiersConfig, recipe: Recipe, folder: str, seed: int
+    config: CompareClassifiersConfig, recipe: Recipe, title: str, seed: int
 ) -> DistillClassifierConfig:
     """The options of `halfstep distill knowledge` for one student of one seed."""
     name, options = recipe
     return DistillClassifierConfig(
-        folder=replace(config.folder, out=config.folder.out / folder / f"seed-{seed}"),
+        folder=replace(config.folder, out=_run_of(config.folder.out, title, seed)),
         dataset=config.dataset,
         networks=config.networks,
         recipe=RecipeOptions(
@@ -253,10 +262,10 @@ def _distillation(
 
 
 def _prepare(
-    config: CompareClassifiersConfig, images: Images, recipe: Recipe, folder: str, seed: int
+    config: CompareClassifiersConfig, images: Images, recipe: Recipe, title: str, seed: int
 ) -> ClassifierDistillation:
     """The student of a recipe and a seed, with the cache of its teacher's logits."""
-    options = _distillation(config, recipe, folder, seed)
+    options = _distillation(config, recipe, title, seed)
     prepared = prepare_distillation(options, images=images)
     cache = logits_folder(config.folder.out, prepared) if config.recipe.logits else None
     return replace(prepared, config=replace(options, recipe=replace(options.recipe, cache=cache)))

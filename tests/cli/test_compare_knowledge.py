@@ -22,6 +22,8 @@ from halfstep.workflows.compare_classifiers import (
     split_recipe,
 )
 
+from tests.cli.commands import SHIPPED
+
 QUICK = [
     "--updates",
     3,
@@ -124,6 +126,13 @@ def test_the_same_command_goes_on_with_more_recipes_and_seeds(cli, tmp_path):
     assert log.read_text() == lines
     after = bits(tmp_path / "r" / "hinton" / "seed-0")
     assert all(torch.equal(before[name], after[name]) for name in before)
+    fewer = ["--recipes", "hinton", "--seeds", 2, "--out", "r"]
+    status, _, err = cli(*SOME, *fewer)
+    assert status == 2 and "also has tang hard_share=0.25 (seeds 0 and 1)" in err
+    assert read_comparison(tmp_path / "r") == again
+    words = ["compare", "--methods", "progressive", "--budget", 900_000, "--data", "digits"]
+    status, _, err = cli.func(*words, "--counts", 16, "--teacher", SHIPPED, "--out", "r")
+    assert status == 2 and "recipes of knowledge distillation" in err
     status, _, err = cli(*SOME, *more, "--learning-rate-schedule", "constant")
     assert status == 2 and "learning_rate_schedule" in err.replace("-", "_")
 

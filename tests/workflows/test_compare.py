@@ -182,6 +182,34 @@ def test_a_method_can_be_added_later(teacher, tmp_path, file):
     assert {v.answer for v in both.verdicts} <= {"cannot tell", "one seed"}
 
 
+def test_runs_of_the_page_are_not_left_out(made, teacher, file, tmp_path):
+    """The page is written again as a whole, so that fewer methods or seeds would lose the others."""
+    options, found = made
+    out = options.folder.out
+    with pytest.raises(ConfigError, match=r"evenly \(seeds 0 and 1\).*--methods"):
+        compare(config(teacher, out, "progressive", seeds=2))
+    with pytest.raises(ConfigError, match=r"progressive \(seed 1\) and evenly \(seed 1\)"):
+        prepare_comparison(config(teacher, out, "progressive", str(file)))
+    assert read_comparison(out) == found
+    runs = tuple(out / run.folder for run in found.runs)
+    other = config(teacher, tmp_path / "all", beside=runs, budget=None)
+    compare(other)
+    fewer = replace(other, compare=replace(other.compare, beside=runs[1:]))
+    with pytest.raises(ConfigError, match=r"progressive \(seed 0\).*--beside"):
+        prepare_comparison(fewer)
+
+
+def test_a_deleted_run_is_not_missed_nor_one_of_a_damaged_comparison(made, teacher, file, tmp_path):
+    options, _ = made
+    out = shutil.copytree(options.folder.out, tmp_path / "out")
+    for run in (out / "runs").glob("evenly-*"):
+        shutil.rmtree(run)
+    found = compare(config(teacher, out, "progressive", seeds=2))
+    assert [method.name for method in found.methods] == ["progressive"]
+    (out / "compare.json").write_text("{}")
+    assert prepare_comparison(config(teacher, out, "progressive")).parts
+
+
 def test_a_budget_too_small_names_the_smallest(teacher, tmp_path):
     options = config(teacher, tmp_path / "out", "progressive", budget=BUDGET - 1)
     with pytest.raises(ConfigError, match=f"--budget {BUDGET}"):
