@@ -91,15 +91,8 @@ class Loop:
         """Whether the stage is finished with all its updates (`--extend` may have added some)."""
         with self._naming(stage):
             record = self.run.finished(stage.name)
-        if record is None:
-            return False
-        done = int(record["updates"])
-        if done < stage.updates and not checkpoint.stems(self.run.checkpoints, index):
-            raise ConfigError(
-                f"{stage.name} was finished with {done:,} updates and only a run's last stage can be "
-                f"extended: ask for {done:,} of it, or choose another --out"
-            )
-        if done < stage.updates:
+            self.run.refuse_longer(index, stage.name, stage.updates)
+        if record is None or record["updates"] < stage.updates:
             return False
         self._after_finish(stage, index)
         return True

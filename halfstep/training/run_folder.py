@@ -28,6 +28,7 @@ from halfstep.folder_lock import FolderLock
 from halfstep.methods.base import StagePlan
 from halfstep.methods.diffusion.shrink import SHRUNK
 from halfstep.pipeline import Pipeline
+from halfstep.training import checkpoint
 from halfstep.training.gate_record import GateRecord, read_gate
 from halfstep.training.metrics_log import LoggedLoss, MetricsLog, RunCost
 from halfstep.training.option_changes import changeable, changed, OptionChange, Place
@@ -129,6 +130,9 @@ class RunFolder:
             before = run.about if run.exists else None
             now = environment(device, processes)
             record, changes = new_record(folder, before, request, now, extend=extend)
+            if before is not None and extend:
+                with suppress(CheckpointError):  # told where the stage is read
+                    run._refuse_longer(plan)
             if record is not before:
                 storage.write_json(folder / "run.json", record)
             run.about = record
@@ -142,7 +146,13 @@ class RunFolder:
 
     @classmethod
     def check_begin(
-        cls, folder: Path, command: str, options: JsonObject, *, extend: bool = False
+        cls,
+        folder: Path,
+        command: str,
+        options: JsonObject,
+        *,
+        plan: Sequence[StagePlan] = (),
+        extend: bool = False,
     ) -> None:
         """Refuse a folder that `begin` would refuse; nothing is written.
 
@@ -150,6 +160,7 @@ class RunFolder:
             folder: the run's folder.
             command: as of `begin`.
             options: as of `begin`.
+            plan: as of `begin`.
             extend: as of `begin`.
 
         Raises:
@@ -164,6 +175,7 @@ class RunFolder:
                     compare(folder, run.about, _request(command, options), extend=extend)
                 for stage in sorted(folder.glob("stages/[!.]*")):
                     run.record(stage.name)
+                run._refuse_longer(plan)
         except OSError as error:
             raise _no_folder(folder, error) from None
 
@@ -258,6 +270,31 @@ class RunFolder:
             CheckpointError: as of `record`.
         """
         return self.record(name) if self.stage_folder(name).exists() else None
+
+    def refuse_longer(self, index: int, name: str, updates: int) -> None:
+        """Refuse more updates of a finished stage that is not the run's last.
+
+        Args:
+            index: the stage's number.
+            name: its name.
+            updates: that it is to have.
+
+        Raises:
+            ConfigError: the stage has fewer, and no checkpoint to go on from.
+            CheckpointError: as of `record`.
+        """
+        record = self.finished(name)
+        if record is None or record["updates"] >= updates:
+            return
+        if not checkpoint.stems(self.checkpoints, index):
+            raise ConfigError(
+                f"{name} was finished with {record['updates']:,} updates and only a run's last stage can be "
+                f"extended: ask for {record['updates']:,} of it, or choose another --out"
+            )
+
+    def _refuse_longer(self, plan: Sequence[StagePlan]) -> None:
+        for index, stage in enumerate(plan):
+            self.refuse_longer(index, stage.name, stage.updates)
 
     def stage_folder(self, name: str) -> Path:
         """The folder of a finished stage; it exists only when it is whole.

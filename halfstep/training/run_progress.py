@@ -7,8 +7,9 @@ from typing import Self
 from halfstep import storage
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError
+from halfstep.methods.base import StagePlan
 from halfstep.training.run_folder import RunFolder
-from halfstep.training.run_identity import RecordedStage
+from halfstep.training.run_identity import plan_record, RecordedStage
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class RunProgress:
     seconds_left: float | None
 
     @classmethod
-    def of(cls, run: RunFolder) -> Self:
-        """Read from the files of a run; `CheckpointError` where one is damaged."""
-        work = [_work(run, stage) for stage in _planned(run)]
+    def of(cls, run: RunFolder, plan: Sequence[StagePlan] = ()) -> Self:
+        """Read from the files of a run; `CheckpointError` where one is damaged.
+
+        plan  the stages that the run is to have, where they are more than it was begun with
+        """
+        stages = plan_record(plan)["stages"] or _planned(run)
+        work = [_work(run, stage) for stage in stages]
         is_ended = run.gate is not None and run.gate["stopped"] is not None
         if is_ended or (work and all(stage.done >= stage.updates for stage in work)):
             return cls(1.0, True, 0.0)

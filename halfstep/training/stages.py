@@ -166,7 +166,7 @@ def run_stages(
                     "a dry run measures whole networks, which may not fit here: leave --shard out; several "
                     "processes divide what it says of weights, gradients, optimiser and average"
                 )
-            RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)
+            RunFolder.check_begin(Path(out), command, resolved, plan=plan, extend=job.extend)
             job.dry_run(stages, data, training, processes)
             raise DryRunFinished
         skipped = getattr(data, "skipped", Skipped())

@@ -48,10 +48,10 @@ class Part:
         """The stages."""
         return self.entry.method.plan(prepared.teacher)
 
-    def progress(self) -> RunProgress | None:
-        """How far the run is; None before it began."""
+    def progress(self, prepared: "PreparedComparison") -> RunProgress | None:
+        """How far the run is with the updates that it is to have; None before it began."""
         run = RunFolder(self.folder)
-        return RunProgress.of(run) if run.exists else None
+        return RunProgress.of(run, self.plan(prepared)) if run.exists else None
 
     def train(
         self,

@@ -21,7 +21,6 @@ from halfstep.workflows.compare_classifiers import (
     listed_recipes,
     split_recipe,
 )
-
 from tests.cli.commands import SHIPPED
 
 QUICK = [

@@ -124,6 +124,16 @@ MUTANTS = (
         ("if each != rate]", "if False]"),
         ('change["values"].get("learning_rate", rate)', "rate"),
         ("part.train(prepared, dry_run=lambda *_: None)", "pass"),
+        ("RunProgress.of(run, self.plan(prepared))", "RunProgress.of(run)"),
+    ),
+    *of(
+        "workflows/compare_left_out",
+        "workflows/compare cli/compare_knowledge",
+        ("folder.resolve() not in now and", "folder not in runs[1:] and"),
+        ("and RunFolder(folder).exists", "and True"),
+        ("run.method in beside", "run.method"),
+        ('raise _other(out, "recipes of knowledge distillation")', "pass"),
+        ("(student.name, result.seed, place(student.name, result.seed))", '("", 0, Path("none"))'),
     ),
     *of(
         "workflows/compare_beside",

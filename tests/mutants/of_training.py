@@ -166,7 +166,10 @@ MUTANTS = (
     *of(
         "training/stages",
         "cli/folders",
-        ("RunFolder.check_begin(Path(out), command, resolved, extend=job.extend)", "pass"),
+        (
+            "RunFolder.check_begin(Path(out), command, resolved, plan=plan, extend=job.extend)",
+            "pass",
+        ),
     ),
     *of(
         "training/run_folder",
@@ -176,6 +179,14 @@ MUTANTS = (
             "compare(folder, run.about, _request(command, options), extend=extend)",
             "compare(folder, run.about, _request(command, options), extend=True)",
         ),
+    ),
+    *of(
+        "training/run_folder",
+        "training/resume",
+        ("if before is not None and extend", "if False"),
+        ("run.record(stage.name)\n                run._refuse_longer(plan)", "run.record(stage.name)"),
+        ('record["updates"] >= updates', 'record["updates"] > updates'),
+        ("if not checkpoint.stems(self.checkpoints, index)", "if True"),
     ),
     *of(
         "training/run_folder",

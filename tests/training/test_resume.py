@@ -397,15 +397,16 @@ class TestExtend:
         assert done == [4, 9]
 
     def test_only_the_last_stage_can_have_more(self, tmp_path, whole):
-        shutil.copytree(whole, tmp_path / "r")
-        before = bits(tmp_path / "r")
-        with pytest.raises(ConfigError, match="0004-steps was finished with 7 updates and only"):
-            halve(
-                tmp_path / "r",
-                method=Progressive(start=8, stop=2, updates=(8,)),
-                job=job(extend=True),
-            )
-        assert bits(tmp_path / "r") == before
+        """A dry run says so too, and the command that made the run still goes on with it."""
+        out = shutil.copytree(whole, tmp_path / "r")
+        before, longer = everything(out), Progressive(start=8, stop=2, updates=(8,))
+        for options in ({}, {"dry_run": lambda *_: None}):
+            with pytest.raises(
+                ConfigError, match="0004-steps was finished with 7 updates and only"
+            ):
+                halve(out, method=longer, job=job(extend=True, **options))
+            assert everything(out) == before
+        halve(out)
 
     @pytest.mark.parametrize(
         "method, says",

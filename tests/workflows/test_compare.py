@@ -166,8 +166,8 @@ def test_a_stopped_comparison_goes_on(teacher, tmp_path, made):
     options = config(teacher, tmp_path / "out", "progressive", seeds=2)
     with pytest.raises((KeyboardInterrupt, Stopped)):
         compare(options, callback=lambda part: Stopping() if part.seed else ProgressCallback())
-    parts = prepare_comparison(options).parts
-    assert [part.progress().finished for part in parts] == [True, False]
+    prepared = prepare_comparison(options)
+    assert [part.progress(prepared).finished for part in prepared.parts] == [True, False]
     found = compare(options)
     _, whole = made
     rows = [row for row in whole.rows if row.method == "progressive"]
@@ -208,6 +208,38 @@ def test_a_deleted_run_is_not_missed_nor_one_of_a_damaged_comparison(made, teach
     assert [method.name for method in found.methods] == ["progressive"]
     (out / "compare.json").write_text("{}")
     assert prepare_comparison(config(teacher, out, "progressive")).parts
+
+
+def extended(options):
+    return replace(options, folder=replace(options.folder, extend=True))
+
+
+def test_a_finished_student_that_another_follows_has_no_more_updates(teacher, tmp_path):
+    """Refused before a new method is trained, and before the run is changed."""
+    out = tmp_path / "out"
+    options = config(teacher, out, "progressive")
+    compare(options)
+    before = (out / "runs/progressive-seed0/run.json").read_bytes()
+    more = extended(config(teacher, out, "multistep-consistency", "progressive", budget=2 * BUDGET))
+    with pytest.raises(ConfigError, match="only a run's last stage can be extended"):
+        compare(more)
+    assert [path.name for path in (out / "runs").iterdir()] == ["progressive-seed0"]
+    assert (out / "runs/progressive-seed0/run.json").read_bytes() == before
+    compare(options)
+
+
+def test_the_only_student_of_a_run_has_more_updates(teacher, tmp_path):
+    """Before it is trained further, the plan says what is left."""
+    one = {"counts": (1,), "start": 2}
+    options = config(teacher, tmp_path / "out", "progressive", **one)
+    compare(options)
+    more = extended(config(teacher, tmp_path / "out", "progressive", budget=2 * BUDGET, **one))
+    prepared = prepare_comparison(more)
+    progress = prepared.parts[0].progress(prepared)
+    assert progress.done == pytest.approx(0.5) and not progress.finished
+    [run] = compare(more).runs
+    assert run.cost.forwards == 2 * BUDGET
+    assert prepared.parts[0].progress(prepared).finished
 
 
 def test_a_budget_too_small_names_the_smallest(teacher, tmp_path):

@@ -79,7 +79,7 @@ def _print_runs(console: Console, prepared: PreparedComparison, seconds: dict[st
     table, total = Columns(*heads, words=("state",)), 0.0
     for part in prepared.parts:
         updates = " ".join(f"{stage.updates:,}" for stage in part.plan(prepared))
-        state, remaining = _state(part)
+        state, remaining = _state(part, prepared)
         cells = [part.name, updates, f"{part.forwards:,}", state]
         if seconds:
             left = seconds[part.entry.name] * part.forwards * remaining
@@ -99,9 +99,9 @@ def _print_runs(console: Console, prepared: PreparedComparison, seconds: dict[st
             say(console, "note", warning)
 
 
-def _state(part: Part) -> tuple[str, float]:
+def _state(part: Part, prepared: PreparedComparison) -> tuple[str, float]:
     """The state of a run in words, and the share of its cost that is left."""
-    progress = part.progress()
+    progress = part.progress(prepared)
     if progress is None:
         return "new", 1.0
     if progress.finished:
