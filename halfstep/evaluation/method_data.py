@@ -11,6 +11,8 @@ from halfstep.evaluation.report_data import Measurement, Pictures, Provenance, T
 from halfstep.schema import UNWRITTEN
 
 Answer = Literal["better", "cannot tell", "one seed", "alone"]
+TRAINED = ("batch_size", "optimiser", "learning_rate", "ema")
+"""Options of training among those of runs that exist; runs that are trained have theirs in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class MethodComparison:
 
     budget    forwards that each run could spend; None where all runs existed
     batch     samples of an update; None where all runs existed
+    training  the other options of training, but the seed; None where all runs existed
     counts    numbers of steps, most first
     headline  the answer in one line
     """
@@ -148,6 +151,7 @@ class MethodComparison:
     measure: Measurement
     budget: int | None
     batch: int | None
+    training: JsonObject | None
     counts: tuple[int, ...]
     seeds: int
     teacher: ReferenceWalk

@@ -11,6 +11,7 @@ from halfstep.evaluation.method_data import (
     MethodComparison,
     MethodMean,
     MethodRow,
+    TRAINED,
 )
 from halfstep.files import name_of
 from halfstep.report.data_tables import Rows, spread
@@ -24,7 +25,7 @@ from halfstep.report.templates import template, write_page
 from halfstep.report.words import methods as words, numbers
 
 LIMIT = 5_000_000
-SHORT = ("start", "first", "stop", "solver", "noises", "weighting", "updates")
+SHORT = ("start", "first", "stop", "solver", "noises", "weighting", "updates", *TRAINED)
 """Options that the table of costs shows, of the methods that have them."""
 
 
@@ -126,7 +127,11 @@ def cost_lines(comparison: MethodComparison) -> list[CostLine]:
 
 def _cost(method: ComparedMethod, runs: Sequence[ComparedRun]) -> CostLine:
     costs = [run.cost for run in runs if run.cost is not None]
-    options = [f"{name} {_text(method.options[name])}" for name in SHORT if name in method.options]
+    options = [
+        f"{name.replace('_', ' ')} {_text(method.options[name])}"
+        for name in SHORT
+        if name in method.options
+    ]
     return CostLine(
         name=method.name,
         command=method.command,
@@ -139,7 +144,8 @@ def _cost(method: ComparedMethod, runs: Sequence[ComparedRun]) -> CostLine:
 
 
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    values = value if isinstance(value, list | tuple) else (value,)
+    return " ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
 
 
 @dataclass(frozen=True)

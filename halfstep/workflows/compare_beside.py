@@ -10,6 +10,7 @@ from halfstep.config import JsonObject
 from halfstep.data.latents.dataset import is_latents
 from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError
+from halfstep.evaluation.method_data import TRAINED
 from halfstep.identity import digest_of
 from halfstep.pipeline import Pipeline
 from halfstep.training.run_folder import RunFolder
@@ -18,7 +19,7 @@ from halfstep.workflows.compare_config import CompareConfig
 from halfstep.workflows.locate import DiffusersOptions, Official
 
 SEED = re.compile(r"-seed\d+$")
-SAMPLED = ("start", "first", "stop", "solver", "noises", "weighting", "updates", "grid")
+SHOWN = ("start", "first", "stop", "solver", "noises", "weighting", "updates", "grid", *TRAINED)
 """Options of a run that the page shows."""
 
 
@@ -89,14 +90,15 @@ def read_beside(
     for folder in folders:
         run = RunFolder.open(folder)
         _refuse_other(run, digest)
-        seed = run.options.get("seed", 0)
-        alike = [each for each in found if _same(each, run) and seed not in each.runs]
+        command, options = run.about["command"], _options(run)
+        seed = options.get("seed", 0)
+        alike = [each for each in found if _same(each, command, options) and seed not in each.runs]
         if alike:
             alike[0].runs[seed] = folder
             continue
         taken = [*names, *(each.name for each in found)]
         name = next((n for n in _names(folder) if n not in taken), str(folder))
-        found.append(BesideMethod(name, run.about["command"], run.options, {seed: folder}))
+        found.append(BesideMethod(name, command, options, {seed: folder}))
     return found
 
 
@@ -123,11 +125,18 @@ def refuse_twice(folders: Sequence[Path]) -> None:
             raise ConfigError(f"'{folder}' would stand in the table twice: give it once")
 
 
-def _same(method: BesideMethod, run: RunFolder) -> bool:
-    """Whether a run has the command and the options of a method, whatever its seed."""
-    if method.command != run.about["command"]:
+def _options(run: RunFolder) -> JsonObject:
+    """The options of a run, with all of its learning rates where that changed."""
+    values = [run.options, *(change["values"] for change in run.about["changed_options"])]
+    rates = list(dict.fromkeys(each["learning_rate"] for each in values if "learning_rate" in each))
+    return {**run.options, "learning_rate": rates} if len(rates) > 1 else run.options
+
+
+def _same(method: BesideMethod, command: str, options: JsonObject) -> bool:
+    """Whether a run of this command and these options is one of a method, whatever its seed."""
+    if method.command != command:
         return False
-    return {**method.options, "seed": 0} == {**run.options, "seed": 0}
+    return {**method.options, "seed": 0} == {**options, "seed": 0}
 
 
 def _refuse_other(run: RunFolder, digest: str) -> None:
@@ -153,4 +162,4 @@ def options_shown(options: JsonObject) -> JsonObject:
     Args:
         options: of run.json.
     """
-    return {name: options[name] for name in SAMPLED if options.get(name) not in (None, [], ())}
+    return {name: options[name] for name in SHOWN if options.get(name) not in (None, [], ())}

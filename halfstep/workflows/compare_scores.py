@@ -29,6 +29,7 @@ from halfstep.progress import Progress
 from halfstep.report.words.methods import summarised
 from halfstep.rng import fork_rng
 from halfstep.schema import plain
+from halfstep.training import TrainingConfig
 from halfstep.training.checks.data import read_by
 from halfstep.training.distributed import Processes
 from halfstep.training.run_folder import RunFolder
@@ -41,6 +42,8 @@ from halfstep.workflows.report import machine, provenance, training_cost
 
 ALSO = {"euler": "ddim"}
 """Names of the same steps: parallel decoding calls DDIM's Euler's."""
+APART = ("batch_size", "seed")
+"""Options of training that a comparison has beside them, or that differ from run to run."""
 
 
 @fork_rng()
@@ -134,6 +137,7 @@ def _composed(
         measure=_measurement(prepared.data, scorer, device),
         budget=options.budget if trained else None,
         batch=prepared.training.batch_size if trained else None,
+        training=_training(prepared.training) if trained else None,
         counts=options.counts,
         seeds=options.seeds if trained else max(len(method.runs) for method in prepared.beside),
         teacher=found.teacher,
@@ -145,6 +149,11 @@ def _composed(
         verdicts=verdicts,
         pictures=found.pictures,
     )
+
+
+def _training(training: TrainingConfig) -> JsonObject:
+    """The options that all runs were trained with."""
+    return {name: plain(value) for name, value in vars(training).items() if name not in APART}
 
 
 def _methods(prepared: PreparedComparison) -> Iterator[ComparedMethod]:

@@ -87,6 +87,8 @@ MUTANTS = (
         ('"flatters" if ratio.value < 1', '"flatters" if ratio.value > 1'),
         ('verdict.answer in ("better", "one seed")', 'verdict.answer in ("better",)'),
         ("all(mean.seeds == 1 for", "any(mean.seeds > 1 for"),
+        ('["learning_rate_schedule"] == "linear"', '["learning_rate_schedule"] != "linear"'),
+        ("method.planned is None for", "method.planned is not None for"),
     ),
     *of(
         "report/methods_page",
@@ -108,8 +110,9 @@ MUTANTS = (
     *of(
         "workflows/compare_beside",
         "workflows/compare_beside",
-        ('"seed": 0} == {**run.options, "seed": 0}', '"seed": 0} != {**run.options, "seed": 0}'),
+        ('"seed": 0} == {**options, "seed": 0}', '"seed": 0} != {**options, "seed": 0}'),
         ("and seed not in each.runs", "and True"),
+        ("if len(rates) > 1", "if False"),
         ('run.options["teacher"] != digest', 'run.options["teacher"] == ""'),
     ),
     *of(

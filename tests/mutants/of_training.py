@@ -184,7 +184,10 @@ MUTANTS = (
         "training/run_folder",
         "training/resume",
         ("if before is not None and extend", "if False"),
-        ("run.record(stage.name)\n                run._refuse_longer(plan)", "run.record(stage.name)"),
+        (
+            "run.record(stage.name)\n                run._refuse_longer(plan)",
+            "run.record(stage.name)",
+        ),
         ('record["updates"] >= updates', 'record["updates"] > updates'),
         ("if not checkpoint.stems(self.checkpoints, index)", "if True"),
     ),

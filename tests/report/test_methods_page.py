@@ -85,6 +85,30 @@ def test_costs_are_means_over_runs():
     assert "99.0 %" in render(comparison(TWO), "out")
 
 
+def test_what_all_runs_were_trained_with_is_one_sentence():
+    found = comparison(TWO)
+    alike = (
+        "Each run was trained by adamw: 8 samples an update, learning rate 0.0003 "
+        "(falls to 0 within each stage), no ema."
+    )
+    assert alike in text(render(found, "out"))
+    options = {**found.training, "learning_rate_schedule": "constant", "ema": 0.999}
+    options["weight_decay"] = 0.01
+    others = text(render(replace(found, training=options), "out"))
+    assert "learning rate 0.0003, weight decay 0.01, ema 0.999." in others
+    assert "was trained by" not in text(render(replace(found, training=None, batch=None), "out"))
+
+
+def test_runs_beside_have_their_own_optimiser():
+    found = comparison(TWO)
+    options = {"batch_size": 64, "optimiser": "muon", "learning_rate": [0.02, 1e-5], "ema": 0.0}
+    beside = replace(found.methods[1], planned=None, options={"start": 16, **options})
+    found = replace(found, methods=(found.methods[0], beside))
+    line = cost_lines(found)[1].options
+    assert line == "start 16, batch size 64, optimiser muon, learning rate 0.02 1e-05, ema 0"
+    assert "runs beside have theirs among their options." in text(render(found, "out"))
+
+
 def test_drift_is_the_mean_and_any_alarm():
     lines = drift_lines(comparison(TWO, alarm="contrast +3 %, outside ±3 %"))
     assert [(line.method, line.steps) for line in lines] == [("a", 4), ("b", 4), ("a", 1), ("b", 1)]

@@ -21,6 +21,10 @@ MEASURE = Measurement(
     features="digits", preprocessing="as they are", digest="d" * 64, data="f" * 64, samples=2000,
     real=1797, real_few=1797, seed=0, guidance_scale=1.0, floor=0.03, left_out=(), machine="a machine",
 )  # fmt: skip
+TRAINING = {
+    "optimiser": "adamw", "learning_rate": 3e-4, "learning_rate_schedule": "linear", "ema": 0.0,
+    "weight_decay": 0.0,
+}  # fmt: skip
 MADE = Provenance(
     command="halfstep compare --out out", halfstep="0.2.0", torch="2.13.0", commit=None,
     machine="a machine", date="2026-11-30",
@@ -83,7 +87,8 @@ def comparison(distances, *, target=0.10, noise=0.001, alarm=None, images=False)
     same = target == 0.1
     runs = max(len(seeds) for by in distances.values() for seeds in by.values())
     return summarised(MethodComparison(
-        provenance=MADE, measure=MEASURE, budget=1000, batch=8, counts=tuple(counts), seeds=runs,
+        provenance=MADE, measure=MEASURE, budget=1000, batch=8, training=TRAINING,
+        counts=tuple(counts), seeds=runs,
         teacher=ReferenceWalk(sampler="ddim", steps=64, calls=64, distance=around(0.1)),
         target=ReferenceWalk(
             sampler="dpmpp-2m", steps=16, calls=16, distance=around(target),

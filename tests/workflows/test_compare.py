@@ -82,6 +82,10 @@ def test_every_run_has_the_budget(made):
         assert run.cost.forwards == method.planned
     assert [m.options["weighting"] for m in found.methods] == ["truncated-snr", "snr+1"]
     assert found.budget == BUDGET and found.batch == 8 and found.counts == (2, 1)
+    assert found.training["optimiser"] == "adamw" and found.training["learning_rate"] == 3e-4
+    for run in found.runs:
+        trained = RunFolder(made[0].folder.out / run.folder).options
+        assert {**trained, **found.training} == trained
 
 
 def test_parts_are_ordinary_runs(made):

@@ -14,6 +14,7 @@ from halfstep.training import distill, TrainingConfig
 from halfstep.training.config import TrainingOptions
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.compare import compare, prepare_comparison
+from halfstep.workflows.compare_beside import options_shown, read_beside
 from halfstep.workflows.compare_config import (
     CompareConfig,
     ComparedTeacher,
@@ -23,6 +24,7 @@ from halfstep.workflows.compare_config import (
     ComparisonFolder,
 )
 from tests.cli.commands import TINY, type_command
+from tests.support.runs import rewritten
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +81,8 @@ def test_runs_that_differ_in_their_seed_are_one_method(runs, tmp_path):
     found = compare(config(tmp_path / "out", *folders, runs / "b"))
     assert [(method.name, method.planned) for method in found.methods] == [("a", None), ("b", None)]
     assert found.methods[1].options["weighting"] == "snr+1"
+    trained = {"batch_size": 8, "optimiser": "adamw", "learning_rate": 3e-4, "ema": 0.0}
+    assert found.methods[1].options.items() >= trained.items() and found.training is None
     assert found.methods[0].learns == ("ddim", 4)
     assert [(mean.method, mean.steps, mean.seeds) for mean in found.means] == [
         ("a", 2, 3), ("b", 2, 1), ("a", 1, 3), ("b", 1, 1),
@@ -89,6 +93,18 @@ def test_runs_that_differ_in_their_seed_are_one_method(runs, tmp_path):
         assert run.cost.forwards == RunFolder(folder).cost["forwards"]
     assert not (tmp_path / "out/runs").exists()
     assert "99.0 %" not in (tmp_path / "out/compare.html").read_text()
+
+
+def test_a_rate_that_changed_within_a_run_is_shown_with_the_first(runs, tmp_path):
+    """And its method is another than that of runs whose rate stayed."""
+    halfway = shutil.copytree(runs / "a-seed1", tmp_path / "a-seed1")
+    place = {"stage": 1, "name": "0001-steps", "update": 3}
+    change = {**place, "values": {"learning_rate": 1e-5}}
+    rewritten(halfway / "run.json", lambda about: about.update(changed_options=[change]))
+    teacher = Pipeline.load(runs / "teacher/stages/teacher")
+    first, second = read_beside([runs / "a-seed0", halfway], teacher, [])
+    assert options_shown(first.options)["learning_rate"] == 3e-4
+    assert options_shown(second.options)["learning_rate"] == [3e-4, 1e-5]
 
 
 def test_beside_methods_that_are_trained(runs, tmp_path):

@@ -95,6 +95,29 @@ def cautions(comparison: MethodComparison) -> list[str]:
     return found
 
 
+def trained(comparison: MethodComparison) -> str:
+    """Such as "Each run was trained by adamw: 64 samples an update, learning rate 0.0003, ...".
+
+    Args:
+        comparison: as measured.
+    """
+    options = comparison.training
+    if options is None:
+        return ""
+    falls = options["learning_rate_schedule"] == "linear"
+    decay, ema = options["weight_decay"], options["ema"]
+    parts = [
+        f"{comparison.batch:,} samples an update",
+        f"learning rate {options['learning_rate']:g}{' (falls to 0 within each stage)' if falls else ''}",
+        *([f"weight decay {decay:g}"] if decay else []),
+        f"ema {ema:g}" if ema else "no ema",
+    ]
+    beside = any(method.planned is None for method in comparison.methods)
+    each = "Each run of this command" if beside else "Each run"
+    end = "; runs beside have theirs among their options" if beside else ""
+    return f"{each} was trained by {options['optimiser']}: {', '.join(parts)}{end}."
+
+
 def walk(reference: ReferenceWalk) -> str:
     """Such as "DDIM in 32 steps".
 
