@@ -276,15 +276,16 @@ def teacher_calls(teacher: Teacher) -> int:
     return 2 if teacher.guided else 1
 
 
-def cost_after(plan: Sequence[StagePlan], name: str) -> float:
-    """The cost of the stages after the stage of this name, in forwards of a sample.
+def cost_after(plan: Sequence[StagePlan], name: str, batch: int) -> float:
+    """The cost of the stages after the stage of this name, in forwards of a batch.
 
     Args:
         plan: the stages of a method.
         name: of one of them.
+        batch: samples of an update.
     """
     names = [stage.name for stage in plan]
-    return sum(stage.updates * stage.forwards for stage in plan[names.index(name) + 1 :])
+    return sum(stage.cost(batch) for stage in plan[names.index(name) + 1 :]) / batch
 
 
 def teacher_times(plan: Sequence[StagePlan]) -> Times:

@@ -109,12 +109,14 @@ class Loop:
             ) from None
 
     def _fit(self, stage: Stage, index: int, request: StopRequest) -> None:
+        began = time.monotonic()
         self.prepare(stage, self.callback, request)
+        prepared = time.monotonic() - began
         state = self._resume(stage, index)
         rates = self._rates(stage, index, state.update)
         wrapped, start = self.processes.wrap(stage.student), state.update
         tally = Tally(self.processes.device)
-        began, settings = time.monotonic() - state.seconds, self.settings
+        began, settings = time.monotonic() - prepared - state.seconds, self.settings
         self.callback.begin(stage, state.update)
         self.watch.begin(stage, state.update)
         try:

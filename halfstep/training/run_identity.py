@@ -29,6 +29,7 @@ class RecordedStage(TypedDict):
     """A planned stage; `steps` is None for a student of every time.
 
     forwards       cost of a sample's update; runs of before it was recorded lack it
+    once           forwards whatever the updates, as of kept walks; runs of before lack it, too
     teacher_steps  those on the teacher's grid in this stage, None without one; runs of before lack it, too
     """
 
@@ -36,6 +37,7 @@ class RecordedStage(TypedDict):
     steps: int | None
     updates: int
     forwards: NotRequired[float]
+    once: NotRequired[int]
     teacher_steps: NotRequired[int | None]
 
 
@@ -82,6 +84,7 @@ def plan_record(plan: Sequence[StagePlan]) -> RecordedPlan:
                 "steps": s.steps,
                 "updates": s.updates,
                 "forwards": s.forwards,
+                "once": s.once,
                 "teacher_steps": len(s.teacher_times) - 1 if s.teacher_times else None,
             }
             for s in plan

@@ -18,12 +18,24 @@ class Work:
 
     updates  all of them, of those that the plan has
     done     updates that are done
-    price    cost of an update, in forwards of a sample
+    price    cost of an update, in forwards of a batch
+    once     cost before the first update, as of kept walks
     """
 
     updates: int
     done: int
     price: float
+    once: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """The cost of the stage in forwards of a batch."""
+        return self.once + self.updates * self.price
+
+    @property
+    def spent(self) -> float:
+        """The cost of what is done of it."""
+        return (self.once if self.done else 0.0) + min(self.done, self.updates) * self.price
 
 
 @dataclass(frozen=True)
@@ -50,25 +62,23 @@ class RunProgress:
         is_ended = run.gate is not None and run.gate["stopped"] is not None
         if is_ended or (work and all(stage.done >= stage.updates for stage in work)):
             return cls(1.0, True, 0.0)
-        speed = _speed(run)
-        left = seconds_left(work, *speed) if speed is not None else None
+        speed = _speed(run, stages)
+        left = seconds_left(work, speed) if speed is not None else None
         return cls(share_done(work), False, left)
 
 
 def share_done(stages: Sequence[Work]) -> float:
     """The share of the cost that is done; 0 for stages without updates."""
-    whole = sum(stage.updates * stage.price for stage in stages)
-    done = sum(min(stage.done, stage.updates) * stage.price for stage in stages)
-    return done / whole if whole else 0.0
+    whole = sum(stage.cost for stage in stages)
+    return sum(stage.spent for stage in stages) / whole if whole else 0.0
 
 
-def seconds_left(stages: Sequence[Work], seconds: float, price: float) -> float:
-    """Seconds that the updates left take.
+def seconds_left(stages: Sequence[Work], seconds: float) -> float:
+    """Seconds that the work left takes.
 
-    seconds  of an update that costs `price` forwards of a sample
+    seconds  of a forward of a batch
     """
-    left = sum(max(stage.updates - stage.done, 0) * stage.price for stage in stages)
-    return left * seconds / price
+    return sum(stage.cost - stage.spent for stage in stages) * seconds
 
 
 def _planned(run: RunFolder) -> list[RecordedStage]:
@@ -83,24 +93,35 @@ def _planned(run: RunFolder) -> list[RecordedStage]:
 
 
 def _work(run: RunFolder, stage: RecordedStage) -> Work:
-    name, price = stage["name"], stage.get("forwards", 1)
+    name = stage["name"]
     if name and (record := run.finished(name)) is not None:
-        return Work(stage["updates"], record["updates"], price)
+        return _done(run, stage, record["updates"])
     logged = [line["update"] for line in run.metrics if line["stage"] == name and "update" in line]
-    return Work(stage["updates"], max(logged, default=0), price)
+    return _done(run, stage, max(logged, default=0))
 
 
-def _speed(run: RunFolder) -> tuple[float, float] | None:
-    """Seconds and price of an update, by the newest checkpoint or the last finished stage."""
-    prices = {stage["name"]: float(stage.get("forwards", 1)) for stage in _planned(run)}
+def _done(run: RunFolder, stage: RecordedStage, done: int) -> Work:
+    """A stage with so many updates done."""
+    once = stage.get("once", 0) / run.options.get("batch_size", 1)
+    return Work(stage["updates"], done, stage.get("forwards", 1), once)
+
+
+def _speed(run: RunFolder, stages: Sequence[RecordedStage]) -> float | None:
+    """Seconds of a forward of a batch, by the newest checkpoint or the last finished stage."""
+    by_name = {stage["name"]: stage for stage in stages}
+
+    def speed(name: str, updates: int, seconds: float) -> float:
+        stage = by_name.get(name, {"name": name, "steps": None, "updates": updates})
+        return seconds / _done(run, {**stage, "updates": updates}, updates).cost
+
     for path in sorted(run.checkpoints.glob("[0-9]*.json"), reverse=True):
         try:
             about = storage.read_about(path.with_suffix(""), JsonObject)
         except CheckpointError:  # removed meanwhile, or damaged, which the run itself tells
             continue
         if about["update"] and about["seconds"]:
-            return about["seconds"] / about["update"], prices.get(about["name"], 1.0)
+            return speed(about["name"], about["update"], about["seconds"])
     for line in run.metrics[::-1]:
         if line.get("updates") and line["seconds"]:
-            return line["seconds"] / line["updates"], prices.get(line["stage"], 1.0)
+            return speed(line["stage"], line["updates"], line["seconds"])
     return None

@@ -51,6 +51,7 @@ def test_it_runs_from_python_with_a_gate(mine, tmp_path):
         "steps": 1,
         "updates": 3,
         "forwards": 3,
+        "once": 0,
         "teacher_steps": 4,
     }
     [tried] = run.gate["decisions"]

@@ -1,6 +1,8 @@
 """`halfstep distill cached-walks`: a dry run says walks and disk, a run walks once, others are refused."""
 
 from halfstep.data.walks.store import open_walks
+from halfstep.methods import CachedWalks
+from halfstep.methods.base import cost_after
 from halfstep.pipeline import Pipeline
 from halfstep.training.run_folder import RunFolder
 from tests.cli.commands import SHIPPED
@@ -43,6 +45,25 @@ def test_a_run_walks_once_and_another_goes_on_from_its_walks(cli, tmp_path):
         cli(*distil("--walks", "run/walks", "--solver", "ddim", out="other")),
         "holds walks with another solver (heun, now ddim): choose another folder",
     )
+
+
+def test_walks_are_in_every_cost_that_is_told(cli):
+    """20 walks of 14 forwards, with guidance, 4 of 14 more for each student; 3 a sample of an update."""
+    words = ["--guidance-scale", 2, "--new-noises", 4]
+    _, planned, _ = cli(*distil(*words, "--dry-run"))
+    lines = [line.split() for line in planned.splitlines() if "-steps " in line]
+    assert [int(line[2]) for line in lines] == [24 * 14 + 48, 4 * 14 + 48]
+    assert cli(*distil(*words))[0] == 0
+    run = RunFolder.open("run")
+    assert run.cost["forwards"] == 28 * 14 + 96
+    method = CachedWalks(
+        start=4, first=2, updates=(2,), noises=20, new_noises=4, guidance_scale=2.0
+    )
+    teacher = Pipeline.load(SHIPPED)
+    plan = method.plan(teacher)
+    assert method.cost(teacher, 4) == 28 * 14 + 96
+    assert cost_after(plan, "0002-steps", 4) == (4 * 14 + 48) / 4
+    assert [stage["once"] for stage in run.about["plan"]["stages"]] == [24 * 14, 4 * 14]
 
 
 def test_guidance_is_folded_in(cli):

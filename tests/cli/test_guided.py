@@ -195,7 +195,7 @@ def test_what_cannot_be_is_one_line_and_leaves_no_folder(words, message, folder,
 def test_what_is_ahead():
     teacher = DenoiserOnly(teacher_of().denoiser, 3)
     stages, plan = list(SMALL.stages(teacher)), SMALL.plan(teacher)
-    assert [cost_after(plan, stage.name) for stage in stages] == [60, 40, 0]
+    assert [cost_after(plan, stage.name, 8) for stage in stages] == [60, 40, 0]
     assert [(one.name, one.steps, one.updates) for one in plan] == [
         ("guided", None, 5), ("0004-steps", 4, 4), ("0002-steps", 2, 8),
     ]  # fmt: skip

@@ -26,6 +26,11 @@ MUTANTS = (
         ("self.sized(teacher, updates).cost(teacher, batch) <= forwards", "True"),
     ),
     *of(
+        "methods/base",
+        "cli/progress",
+        ("names.index(name) + 1 :]) / batch", "names.index(name) + 1 :])"),
+    ),
+    *of(
         "methods/diffusion/few_steps",
         "methods/budget",
         ("updates = [updates[0] // 2]", "pass"),

@@ -181,6 +181,17 @@ MUTANTS = (
         ),
     ),
     *of(
+        "training/run_progress",
+        "training/cached_walks",
+        ('stage.get("once", 0) / run', "0 / run"),
+    ),
+    *of("training/run_identity", "training/cached_walks", ('"once": s.once', '"once": 0')),
+    *of(
+        "training/loop",
+        "training/cached_walks",
+        ("time.monotonic() - prepared - state.seconds", "time.monotonic() - state.seconds"),
+    ),
+    *of(
         "training/run_folder",
         "training/resume",
         ("if before is not None and extend", "if False"),
@@ -253,8 +264,8 @@ MUTANTS = (
         "training/loop",
         "training/resume",
         (
-            "began, settings = time.monotonic() - state.seconds,",
-            "began, settings = time.monotonic(),",
+            "began, settings = time.monotonic() - prepared - state.seconds,",
+            "began, settings = time.monotonic() - prepared,",
         ),
     ),
     *of(
@@ -310,13 +321,12 @@ MUTANTS = (
     *of(
         "training/run_progress",
         "training/run_progress",
-        ("min(stage.done, stage.updates) * stage.price", "min(stage.done, stage.updates)"),
-        ("min(stage.done, stage.updates)", "stage.done"),
-        ("max(stage.updates - stage.done, 0) * stage.price", "max(stage.updates - stage.done, 0)"),
-        ("max(stage.updates - stage.done, 0)", "(stage.updates - stage.done)"),
-        ("left * seconds / price", "left * seconds"),
-        ('about["seconds"] / about["update"]', 'about["seconds"]'),
-        ('line["seconds"] / line["updates"]', 'line["seconds"]'),
+        ("min(self.done, self.updates) * self.price", "min(self.done, self.updates)"),
+        ("min(self.done, self.updates)", "self.done"),
+        ("self.once + self.updates", "self.updates"),
+        ("self.once if self.done else 0.0", "self.once"),
+        ("for stage in stages) * seconds", "for stage in stages)"),
+        ("updates}, updates).cost", "updates}, updates).updates"),
         ("reverse=True", "reverse=False"),
     ),
     *of(

@@ -5,6 +5,7 @@ import shutil
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from halfstep.pipeline import Pipeline
 from halfstep.rng import sample_noise
 from halfstep.training.progress import ProgressCallback
 from halfstep.training.run_folder import RunFolder
+from halfstep.training.run_progress import RunProgress
 from tests.support import guided, latent_runs
 from tests.support.progress import Ledger
 from tests.support.runs import (
@@ -119,6 +121,29 @@ def test_progress_is_told_before_and_as_it_walks(tmp_path):
     assert told.ledger.steps == 20
     assert RunFolder(tmp_path / "r").finished("0004-steps")["forwards"] == 20 * 15 + 7 * 6 * 3
     assert RunFolder(tmp_path / "r").finished("0002-steps")["forwards"] == 14 * 6 * 3
+
+
+def test_the_share_that_is_done_has_the_walks(tmp_path):
+    """300 forwards of walks and 7 updates of 18; 3 of the 14 updates after them."""
+    halted(tmp_path / "r", "0002-steps", 4, method=METHOD, data="none")
+    progress = RunProgress.of(RunFolder.open(tmp_path / "r"))
+    assert progress.done == pytest.approx((300 + 126 + 54) / (300 + 126 + 252))
+
+
+def test_the_time_of_walking_is_of_the_first_stage(tmp_path, monkeypatch):
+    """A clock that ticks with each walk: 20 of 2 seconds."""
+    clock = {"now": 0.0}
+
+    class Slow(Watching):
+        def advance(self, steps=1):
+            super().advance(steps)
+            clock["now"] += 2 * steps
+
+    time = SimpleNamespace(monotonic=lambda: clock["now"])
+    monkeypatch.setattr("halfstep.training.loop.time", time)
+    run(tmp_path / "r", job=job(callback=Slow()))
+    kept = RunFolder(tmp_path / "r")
+    assert [kept.finished(name)["seconds"] for name in ("0004-steps", "0002-steps")] == [40, 0]
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

@@ -44,8 +44,22 @@ def test_students_come_with_the_most_steps_first(run):
     assert torch.equal(opened.stage("0002-steps").sample(3), two.sample(3))
     assert opened.teacher_times == uniform(8)
     assert opened.about["plan"]["stages"] == [
-        {"name": "0004-steps", "steps": 4, "updates": 7, "forwards": 5, "teacher_steps": 8},
-        {"name": "0002-steps", "steps": 2, "updates": 14, "forwards": 5, "teacher_steps": 4},
+        {
+            "name": "0004-steps",
+            "steps": 4,
+            "updates": 7,
+            "forwards": 5,
+            "once": 0,
+            "teacher_steps": 8,
+        },
+        {
+            "name": "0002-steps",
+            "steps": 2,
+            "updates": 14,
+            "forwards": 5,
+            "once": 0,
+            "teacher_steps": 4,
+        },
     ]
     assert opened.halved == {4, 2}
     assert opened.stage("nonsense") is None and opened.first_student() is None

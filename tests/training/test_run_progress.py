@@ -19,8 +19,16 @@ def test_the_share_is_of_the_cost():
 
 def test_the_updates_left_take_as_long_as_their_cost():
     # 0.2 s an update of 5 forwards: 150 of those, and 40 twice as dear
-    assert seconds_left(STAGES, 0.2, 5) == pytest.approx(150 * 0.2 + 40 * 0.4)
-    assert seconds_left([Work(4, 9, 1)], 1.0, 1) == 0
+    assert seconds_left(STAGES, 0.2 / 5) == pytest.approx(150 * 0.2 + 40 * 0.4)
+    assert seconds_left([Work(4, 9, 1)], 1.0) == 0
+
+
+def test_walks_that_are_kept_are_part_of_the_cost():
+    """Walks of 600 forwards of a batch, and 100 updates of 3: they are made before the first update."""
+    assert share_done([Work(100, 0, 3, once=600)]) == 0
+    assert share_done([Work(100, 50, 3, once=600)]) == pytest.approx(750 / 900)
+    assert seconds_left([Work(100, 0, 3, once=600)], 0.1) == pytest.approx(90)
+    assert seconds_left([Work(100, 50, 3, once=600)], 0.1) == pytest.approx(15)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_the_students_pipeline_has_all_grids_and_the_fine_one(run):
     assert loaded.times == GRIDS and loaded.fine_times == FINE and loaded.default_steps == 1
     assert RunFolder.open(run).teacher_times == FINE
     assert RunFolder.open(run).about["plan"]["stages"] == [
-        {"name": "ddim", "steps": 1, "updates": 7, "forwards": 3, "teacher_steps": 8}
+        {"name": "ddim", "steps": 1, "updates": 7, "forwards": 3, "once": 0, "teacher_steps": 8}
     ]
 
 

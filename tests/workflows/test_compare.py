@@ -88,6 +88,13 @@ def test_every_run_has_the_budget(made):
         assert {**trained, **found.training} == trained
 
 
+def test_the_walks_that_a_method_keeps_are_in_its_budget(teacher, tmp_path):
+    found = compare(config(teacher, tmp_path / "out", "cached-walks", budget=2 * BUDGET))
+    [method], [run] = found.methods, found.runs
+    assert method.planned == run.cost.forwards and 0.99 * found.budget <= method.planned
+    assert method.planned > run.cost.updates * 3 * 8
+
+
 def test_parts_are_ordinary_runs(made):
     options, found = made
     out = options.folder.out

@@ -134,7 +134,7 @@ def _train(console: Console, prepared: PreparedComparison, part: Part, number: s
     say(console, "run", f"{number}: {part.folder}")
 
     def after(stage: Stage) -> float:
-        return cost_after(plan, stage.name)
+        return cost_after(plan, stage.name, prepared.training.batch_size)
 
     with Bars(console, cost_after=after) as bars:
         part.train(prepared, bars)

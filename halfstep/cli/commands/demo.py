@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> int:
     say(console, "plan", demo.preset.method.summary())
     updates = sum(stage.updates for stage in plan)
     say(console, "updates", updates_on(updates, training, config.device))
-    with Bars(console, cost_after=lambda stage: cost_after(plan, stage.name)) as bars:
+    with Bars(
+        console, cost_after=lambda stage: cost_after(plan, stage.name, training.batch_size)
+    ) as bars:
         students, rows = demo.distill(callback=bars)
     with counting(console, f"evaluating, {config.samples:,} samples a row") as progress:
         report = demo.evaluate(students, rows, progress=progress)

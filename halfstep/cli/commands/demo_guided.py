@@ -15,7 +15,7 @@ from halfstep.workflows.demo_guided import prepare_guided_demo
 def demo_guided(console: Console, config: DemoConfig) -> int:
     """Evaluate the students at every scale; print the table and the files."""
     demo = prepare_guided_demo(config)
-    plan = demo.plan
+    plan, batch = demo.plan, demo.preset.training.batch_size
     say(console, "teacher", f"{describe(demo.teacher)}; guided, so two calls a step")
     say(console, "data", f"{len(demo.data):,} handwritten digits of 8 x 8")
     say(console, "plan", demo.method.summary())
@@ -24,7 +24,7 @@ def demo_guided(console: Console, config: DemoConfig) -> int:
         say(console, "updates", updates_on(updates, demo.preset.training, config.device))
     else:
         say(console, "students", "those that come with halfstep; --from-scratch distils them")
-    with Bars(console, cost_after=lambda stage: cost_after(plan, stage.name)) as bars:
+    with Bars(console, cost_after=lambda stage: cost_after(plan, stage.name, batch)) as bars:
         students = demo.students(callback=bars)
     with counting(console, f"evaluating, {demo.evaluation.samples:,} samples a row") as progress:
         report = demo.evaluate(students, progress=progress)

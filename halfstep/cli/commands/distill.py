@@ -209,7 +209,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     say(console, "updates", updates_on(updates, training, folder.device))
     context = run_context(
         folder, options, console, gate=gate,
-        cost_after=lambda stage: cost_after(plan, stage.name),
+        cost_after=lambda stage: cost_after(plan, stage.name, training.batch_size),
     )  # fmt: skip
     with context as job:
         student = work(job)

@@ -156,7 +156,7 @@ def _bar_width(width: int) -> int:
 class Bars(ProgressCallback):
     """Shows a run: a line a stage with loss, learning rate and time left.  Use it in a `with`.
 
-    cost_after  cost of the stages that follow a stage, in forwards of a sample, for the time left in all
+    cost_after  cost of the stages that follow a stage, in forwards of a batch, for the time left in all
     opened      called once, before the first update
     """
 

@@ -34,7 +34,7 @@ def run_context(
 ) -> Iterator[RunOptions]:
     """The `RunOptions` of a run, which shows its progress and writes its options to config.toml.
 
-    cost_after     cost of the stages that follow a stage, in forwards of a sample
+    cost_after     cost of the stages that follow a stage, in forwards of a batch
     gate           called after each stage; False ends the run
     """
 
