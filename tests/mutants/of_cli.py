@@ -77,6 +77,6 @@ MUTANTS = (
     *of(
         "methods/base",
         "cli/progress",
-        ("stage.updates * stage.forwards for", "stage.updates for"),
+        ("sum(stage.cost(batch) for stage in plan[names", "sum(batch for stage in plan[names"),
     ),
 )
