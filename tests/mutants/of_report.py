@@ -18,6 +18,8 @@ MUTANTS = (
         ("blocks[-1][1] + blocks[-1][2] > start", "blocks[-1][1] > start"),
         ("wanted[k] - sizes[k] / 2, sizes[k]", "wanted[k], sizes[k]"),
         ("[1] * height for end", "[0] * height for end"),
+        ("elif len(word) <= characters", "elif True"),
+        ("if len(lines[-1] + part) > characters and", "if"),
     ),
     *of(
         "report/plots/training",

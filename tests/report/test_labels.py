@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from halfstep.evaluation.report_data import Update
 from halfstep.report.plots.axes import Series
 from halfstep.report.plots.curves import quality, ReferenceLine
-from halfstep.report.plots.labels import rows_of_labels, spread
+from halfstep.report.plots.labels import lines_of, rows_of_labels, spread
 from halfstep.report.plots.training import shares, short_name, stage_spans, training
 
 
@@ -123,6 +123,36 @@ def test_lines_are_labelled_at_their_ends(kind, monkeypatch):
         np.log10(2.0 / 0.1592) / np.log10(4.2 / 0.1592), abs=1e-3
     )
     assert all(box.x1 <= figure.bbox.x1 for box in boxes.values())
+
+
+def test_only_a_word_that_is_too_long_is_broken():
+    assert lines_of("target, DPM-Solver++(2M) in 16", 17) == [
+        "target,",
+        "DPM-Solver++(2M)",
+        "in 16",
+    ]
+    assert lines_of("● a-file-of-many-words now", 10) == ["● a-file-", "of-many-", "words now"]
+    assert lines_of("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+    assert lines_of("● " + "x" * 12, 10) == ["●", "x" * 10, "xx"]
+    assert lines_of("ab_cd", 5) == ["ab_cd"] and lines_of("", 5) == [""]
+
+
+@pytest.mark.parametrize("kind", ["wide", "narrow"])
+def test_long_names_leave_room_for_the_lines(kind, monkeypatch):
+    names = (
+        "progressive-64-first-8-heun-long-name",
+        "multistep-consistency-start-64-eta-student",
+        "cached_walks_from_dpmpp_2m_with_noises_200k",
+    )
+    series = [
+        Series(name, [(1.0, 3.0, 2.5, 3.5), (8.0, 1 + k / 100, 1.0, 1.1)], "student")
+        for k, name in enumerate(names)
+    ]
+    figure = drawn_as(kind, monkeypatch, lambda: quality(series, [], title="t", alt="alt"))
+    [axis] = figure.axes
+    assert axis.get_window_extent().width > 0.5 * figure.bbox.width
+    unreadable(figure, list(axis.texts))
+    assert [text.get_text().replace("\n", "") for text in axis.texts] == [f"● {n}" for n in names]
 
 
 def drawn_as(kind, monkeypatch, make):

@@ -1,6 +1,6 @@
 """Labels of plots, placed so that none overlaps another."""
 
-import textwrap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 LINE, CHARACTER = 15.0, 7.4
 """Height of a line of text and largest mean width of a character, in points."""
+PARTS = re.compile(r"[^-_./=,]*[-_./=,]+|[^-_./=,]+")
+"""Parts of a word, each to its hyphen or the like."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,33 @@ class End:
 def text_width(text: str) -> float:
     """Width of a text of one line, in points, at most."""
     return CHARACTER * len(text)
+
+
+def lines_of(text: str, characters: int) -> list[str]:
+    """The lines of a label, broken at spaces; a longer word also after a hyphen or the like, or anywhere."""
+    lines = [""]
+    for word in text.split():
+        last = f"{lines[-1]} ".lstrip()
+        if len(last + word) <= characters:
+            lines[-1] = last + word
+        elif len(word) <= characters:
+            lines.append(word)
+        else:
+            lines[-1:] = _broken(last, word, characters)
+    return [line.rstrip() for line in lines]
+
+
+def _broken(line: str, word: str, characters: int) -> list[str]:
+    """The lines of a word that is too long for one, the first of which begins with `line`."""
+    lines = [line]
+    for part in PARTS.findall(word):
+        if len(lines[-1] + part) > characters and lines[-1]:
+            lines.append("")
+        for k in range(0, len(part), characters):
+            lines[-1] += part[k : k + characters]
+            if k + characters < len(part):
+                lines.append("")
+    return lines
 
 
 def axes_size(axis: "Axes") -> tuple[float, float]:
@@ -83,12 +112,7 @@ def label_ends(axis: "Axes", ends: Sequence[End]) -> None:
     figure = axis.get_figure(root=True)
     assert figure is not None
     characters = 28 if figure.get_size_inches()[0] > 6 else 17
-    texts = [
-        "\n".join(
-            textwrap.wrap(end.label, characters, break_on_hyphens=False, break_long_words=False)
-        )
-        for end in ends
-    ]
+    texts = ["\n".join(lines_of(end.label, characters)) for end in ends]
     _, height = axes_size(axis)
     to_axes = axis.transData + axis.transAxes.inverted()
     wanted = [to_axes.transform((end.x, end.y))[1] * height for end in ends]
