@@ -32,7 +32,7 @@ def text_width(text: str) -> float:
 
 
 def lines_of(text: str, characters: int) -> list[str]:
-    """The lines of a label, broken at spaces; a longer word also after a hyphen or the like, or anywhere."""
+    """The lines of a label. A word that is too long for one is broken after a hyphen or the like."""
     lines = [""]
     for word in text.split():
         last = f"{lines[-1]} ".lstrip()
@@ -46,7 +46,7 @@ def lines_of(text: str, characters: int) -> list[str]:
 
 
 def _broken(line: str, word: str, characters: int) -> list[str]:
-    """The lines of a word that is too long for one, the first of which begins with `line`."""
+    """The lines of a word that is too long for one; the first begins with `line`."""
     lines = [line]
     for part in PARTS.findall(word):
         if len(lines[-1] + part) > characters and lines[-1]:
