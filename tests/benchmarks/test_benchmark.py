@@ -65,7 +65,7 @@ def test_costs_are_those_of_the_methods():
             "guided-halving": 5,
             "multistep-consistency": 5,  # one of the teacher, and the student's jump
             "cached-walks": 3,
-            "flow-map": 4.75,  # the teacher for every fourth sample, the student's two halves for the others
+            "flow-map": 4.5,  # the teacher for every second sample, the student's two halves for the others
             "parallel-decoding": 4,
             "parallel-decoding-noise": 4
             + 1.375,  # (7 + 3 + 1 + 0) / 2 / 4 steps of the student's walk

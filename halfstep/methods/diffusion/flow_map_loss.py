@@ -29,15 +29,15 @@ from halfstep.methods.diffusion.walk_spans import toward
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 
-FINE = 4
-"""One row in so many learns a single step of the teacher; the others learn from the student."""
+FINE = 2
+"""One row in so many learns a single step of the teacher; the others learn from the student, errors included."""
 
 
 @dataclass(frozen=True)
 class FlowMapLoss(Merging):
     """Match the student's step over 2^k fine ones to its own two halves, and its fine step to the teacher's.
 
-    Every fourth row of all batches, one after the other, is a fine step; of the others k is uniform in
+    Every second row of all batches, one after the other, is a fine step; of the others k is uniform in
     1 ... `longest`, and the start a multiple of 2^k.  Rows of both kinds are apart before they are computed.
     """
 
@@ -183,7 +183,7 @@ class _Jump:
 
 
 def _is_fine(draw: Draw) -> Tensor:
-    """Which rows learn a fine step, bool [B]: every fourth of all updates' rows, one after the other."""
+    """Which rows learn a fine step, bool [B]: every second of all updates' rows, one after the other."""
     update = draw.place[2] if draw.place is not None else 0
     rows = torch.arange(draw.rows.start, draw.rows.stop)
     return (update * draw.whole + rows) % FINE == 0
@@ -221,7 +221,7 @@ def _has_peers() -> bool:
 
 @lru_cache(maxsize=8)
 def _visits(steps: int, longest: int) -> Tensor:
-    """Start and length of the steps that a walk learns, int64 [2, 4 steps], in the order of their starts.
+    """Start and length of the steps that a walk learns, int64 [2, FINE steps], in the order of their starts.
 
     Each fine step once, last of those that begin there; of the others as many of each length, their starts
     evenly spread.

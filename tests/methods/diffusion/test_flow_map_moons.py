@@ -43,7 +43,7 @@ def test_at_four_steps_it_is_at_most_half_as_far_again_as_progressive_distillati
     halfstep.distill(
         teacher, "two-moons", tmp_path / "pd", method=halving, training=TRAINING, job=job
     )
-    bisecting = FlowMap(start=32, updates=(int(FORWARDS / 4.75),))
+    bisecting = FlowMap(start=32, updates=(int(FORWARDS / 4.5),))
     flow_map = halfstep.distill(
         teacher, "two-moons", tmp_path / "fm", method=bisecting,
         training=replace(TRAINING, learning_rate=2e-3), job=job,
