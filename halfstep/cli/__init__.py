@@ -16,7 +16,7 @@ from halfstep.errors import HalfstepError, Stopped, unknown
 from halfstep.version import __version__
 
 VERBS: dict[str, tuple[str, dict[str, str]]] = {
-    "demo": ("handwritten digits from 32 steps to 1, with pictures and scores", {}),
+    "demo": ("handwritten digits in 8, 4, 2 and 1 steps, with pictures and scores", {}),
     "train": (
         "train a network from data",
         {

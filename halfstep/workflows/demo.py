@@ -48,7 +48,7 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Validated):
-    """Distil a teacher of handwritten digits from 32 steps to 1, score every student, draw them."""
+    """Distil a teacher of handwritten digits to 8, 4, 2 and 1 steps, score every student, draw them."""
 
     guided: bool = False
     """Instead: one student for every guidance scale, with a page where its slider can be moved."""
@@ -158,7 +158,7 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
     files.check_writable(config.folder, "choose another --out")
     data = load("digits")
     teacher = _train_teacher(config, data, callback) if config.from_scratch else bundled_teacher()
-    loaded = load_preset(DistillPreset[Progressive], "digits-progressive")
+    loaded = load_preset(DistillPreset[Progressive], "digits-progressive-heun")
     method, training = loaded.method, replace(loaded.training, seed=config.seed)
     if config.quick:
         assert method.updates  # the preset has them

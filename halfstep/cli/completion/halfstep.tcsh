@@ -33,7 +33,7 @@ complete halfstep \
         'c/--family=/f/' \
         'c/--grid=/(auto uniform trailing logsnr karras)/' \
         'c/--solver=/(ddim heun)/' \
-        'c/--preset=/(digits-progressive)/' \
+        'c/--preset=/(digits-progressive digits-progressive-64 digits-progressive-heun)/' \
         'c/--preset=/(digits-flow-map)/' \
         'c/--preset=/(digits-multistep-consistency)/' \
         'c/--solver=/(euler midpoint)/' \
@@ -82,7 +82,7 @@ complete halfstep \
         'n/--family/f/' \
         'n/--grid/(auto uniform trailing logsnr karras)/' \
         'n/--solver/(ddim heun)/' \
-        'n/--preset/(digits-progressive)/' \
+        'n/--preset/(digits-progressive digits-progressive-64 digits-progressive-heun)/' \
         'n/--preset/(digits-flow-map)/' \
         'n/--preset/(digits-multistep-consistency)/' \
         'n/--solver/(euler midpoint)/' \

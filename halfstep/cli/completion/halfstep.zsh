@@ -13,7 +13,7 @@ _shtab_halfstep_commands() {
     compare:'compare methods at equal cost: which one for which number of steps'
     completion:'print a script that completes commands in bash, zsh or tcsh'
     compress:'quantise a student to int8 or prune it, and measure the loss'
-    demo:'handwritten digits from 32 steps to 1, with pictures and scores'
+    demo:'handwritten digits in 8, 4, 2 and 1 steps, with pictures and scores'
     distill:'train a student that needs fewer steps, or a smaller one'
     encode:'encode images to noise, to decode or edit them'
     evaluate:'evaluate a run'"'"'s students: quality, fidelity, drift, cost, with intervals'
@@ -828,7 +828,7 @@ _shtab_halfstep_distill_progressive_options=(
   "--samples[Samples of the gate\'s first measurement\; up to eight times as many if it cannot decide.]:samples:"
   "--gate-seed[Seed of the noise of the gate\'s samples.]:gate_seed:"
   "--guidance-scales[Guidance scales for the comparison\; by default the ends of --guidance-range, the upper one 3 at most.]:guidance_scales:"
-  "--preset[options that come with halfstep]:preset:(digits-progressive)"
+  "--preset[options that come with halfstep]:preset:(digits-progressive digits-progressive-64 digits-progressive-heun)"
   "--config[options from a TOML file]:config:_files"
   "--help[print all options]"
 )
