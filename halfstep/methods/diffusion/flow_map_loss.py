@@ -30,7 +30,7 @@ from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 
 FINE = 2
-"""One row in so many learns a single step of the teacher; the others learn from the student, with its errors."""
+"""One row in so many learns a step of the teacher; the others learn from the student, errors included."""
 
 
 @dataclass(frozen=True)
