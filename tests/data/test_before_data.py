@@ -47,6 +47,7 @@ class NeverRead(torch.utils.data.Dataset):
 
 GUIDED = {"guidance_range": (1.0, 2.0), "updates": 5}
 LONG = Progressive(start=1024, stop=512, updates=(5,))
+BETWEEN = Progressive(start=4, stop=2, updates=(5,), times=(1.0, 0.5, 0.1, 0.05, 0.0005))
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,11 @@ LONG = Progressive(start=1024, stop=512, updates=(5,))
         Progressive(start=1024, stop=1, updates=(5,)),
         Progressive(start=1024, stop=512, updates=(5,), grid="uniform"),
         Progressive(start=1024, stop=512, updates=(5,), grid="trailing"),
-        Progressive(start=4, stop=2, updates=(5,), times=(1.0, 0.5, 0.1, 0.05, 0.0005)),
+        BETWEEN,
         Stochastic(start=2048, stop=1024, updates=(5,)),
         Encoder(start=1024, stop=512, updates=(5,)),
         GuidedDistillation(halving=LONG, **GUIDED),
+        GuidedDistillation(halving=BETWEEN, **GUIDED),
         GuidedDistillation(halving=Progressive(start=8, stop=4), levels=1024, **GUIDED),
         Chain(shrink=Shrink(student={"width": "4"}, updates=5), then=LONG),
         Shrink(student={"width": "4"}, updates=5, levels=1001),
