@@ -1,6 +1,6 @@
 """The base of a LoRA run: the teacher's network, where it came from or in RUN/base."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from halfstep.pipeline.lora_file import component_of, LoraFile
 def load_merged(denoiser: Denoiser, lora: LoraFile, origin: Origin | None, folder: Path) -> None:
     """Give a denoiser the weights of an adapter's base, and add the adapter to them."""
     source = f"'{folder / 'pipeline'}.safetensors'"
+    double = list[Tensor]()
     if lora.in_run:
         stem = Path(lora.base) / "pipeline"
         if not stem.with_suffix(".json").exists():
@@ -30,6 +31,7 @@ def load_merged(denoiser: Denoiser, lora: LoraFile, origin: Origin | None, folde
                 "stage in the folder of its run, with the folder base"
             )
         weights = {k: v for k, v in storage.load(stem)[0].items() if k.startswith("net.")}
+        double = _doubled(denoiser, weights)
         storage.load_into(denoiser, weights, f"'{stem}.safetensors'")
     else:
         _load_origin(denoiser, lora, origin, source)
@@ -39,6 +41,24 @@ def load_merged(denoiser: Denoiser, lora: LoraFile, origin: Origin | None, folde
         )
     with as_checkpoint_error(source):
         merge(denoiser.net, lora.tensors, "this adapter")
+    for value in double:
+        value.data = value.data.float()
+
+
+def _doubled(denoiser: Denoiser, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Make the float32 tensors of a network float64 that are so in its file; returns them.
+
+    The digest of a network in float64 is that of its own weights, and the adapter is added to these.
+    """
+    tensors = [*denoiser.named_parameters(), *denoiser.named_buffers()]
+    double = [
+        value
+        for name, value in tensors
+        if value.dtype == torch.float32 and name in weights and weights[name].dtype == torch.float64
+    ]
+    for value in double:
+        value.data = value.data.double()
+    return double
 
 
 def _load_origin(denoiser: Denoiser, lora: LoraFile, origin: Origin | None, source: str) -> None:

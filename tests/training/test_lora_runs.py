@@ -91,6 +91,10 @@ def test_a_student_of_a_lora_run_is_a_teacher_again(tmp_path):
 def test_in_float64_the_adapter_is_too(tmp_path):
     student = run(tmp_path, double_teacher(), data=doubled())
     assert {p.dtype for p in student.denoiser.parameters()} == {torch.float64}
+    loaded = RunFolder.open(tmp_path).student()  # as every run, in float32
+    assert {p.dtype for p in loaded.denoiser.parameters()} == {torch.float32}
+    student.save(tmp_path / "whole")
+    assert torch.equal(Pipeline.load(tmp_path / "whole").sample(5), loaded.sample(5))
 
 
 @pytest.mark.parametrize("method", [Shrink(student={"width": "4"})])
