@@ -75,7 +75,8 @@ class CompareOptions(Validated):
     start: Steps = 32
     """Steps of the teacher that the methods begin with."""
     seeds: Count = 1
-    """Runs of each method, with --seed and the numbers after it; three tell methods from seeds."""
+    """Runs of each method, with --seed and the numbers after it. One cannot tell a better method from a
+    luckier seed; 3 can."""
     target_sampler: str = "ddim"
     """Sampler of the target, the trajectories of the teacher that all students are compared with: ddim, heun,
     dpmpp-2m, ..."""

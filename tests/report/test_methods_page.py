@@ -74,7 +74,8 @@ def test_one_seed_is_told():
     assert found.headline == "One seed cannot tell; a scored best at 4 steps"
     page = text(render(found, "out"))
     assert "add --seeds 3" in page and "is best" not in page
-    assert "One seed of each method" in page and "seeds differ by" not in page
+    assert "One seed of each method" in page and "Three seeds tell (--seeds 3)." in page
+    assert "seeds differ by" not in page
     assert "Every seed" not in page
 
 

@@ -98,7 +98,7 @@ _shtab_halfstep_compare_options=(
   "--beside[Runs of the same teacher that exist, for the same table\; those that differ in their seed are one method.]:beside:_files"
   "--counts[Numbers of steps at which the students are compared.]:counts:"
   "--start[Steps of the teacher that the methods begin with.]:start:"
-  "--seeds[Runs of each method, with --seed and the numbers after it\; three tell methods from seeds.]:seeds:"
+  "--seeds[Runs of each method, with --seed and the numbers after it]:seeds:"
   "--target-sampler[Sampler of the target, the trajectories of the teacher that all students are compared with\: ddim, heun, dpmpp-2m, ...]:target_sampler:"
   "--target-steps[Steps of the target\; 0 is --start.]:target_steps:"
   "--batch-size[Samples per update, over all processes\; by default an eighth of the data, from 32 to 128.]:batch_size:"

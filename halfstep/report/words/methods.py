@@ -90,7 +90,8 @@ def cautions(comparison: MethodComparison) -> list[str]:
         )
     if comparison.verdicts and all(mean.seeds == 1 for mean in comparison.means):
         found.append(
-            "One seed of each method: another seed may differ by more than the methods do."
+            "One seed of each method: another seed may differ by more than the methods do. Three seeds tell "
+            "(--seeds 3)."
         )
     return found
 
