@@ -1,6 +1,7 @@
 """`halfstep compare`: its lines, its dry run, its refusals."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,14 @@ def test_two_seeds_of_a_method(moons, cli, monkeypatch):
     found = json.loads(Path("out/compare.json").read_text())
     assert [mean["steps"] for mean in found["means"]] == [2, 1]
 
+    monkeypatch.delenv("COLUMNS")  # a pipe, which has no width
     status, out, _ = cli(*words)
     assert status == 0 and out.count("finished before") == 2
+    rows = [line for line in out.splitlines() if line.startswith(("target,", "progressive "))]
+    assert len(rows) == 3 and all(re.search(r"\d \(\d.* to \d.*\)", row) for row in rows)
+    verdicts = [line for line in out.splitlines() if line.startswith("verdict")]
+    assert len(verdicts) == 2 and all(line.endswith("has a student.") for line in verdicts)
+    assert "rmse to the pictures of each\n" in out
 
 
 def test_one_sentence(moons, cli):

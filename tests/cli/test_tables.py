@@ -210,7 +210,8 @@ def test_both_verdicts_in_the_words_of_the_page(printed):
     assert tried == list(zip(cells["good enough"], better, strict=True))
 
 
-def test_the_headline_and_the_sentence_follow_a_table_of_80_columns(capsys):
+def test_the_headline_and_the_sentence_follow_a_table_of_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     print_verdict(terminal(), REPORT)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[: 1 + len(REPORT.verdicts)])) <= 80

@@ -149,6 +149,13 @@ MUTANTS = (
         ("places.count(place) > 1", "places.count(place) > 2"),
         ("parts[-count:]", "parts[-1:]"),
     ),
+    *of("cli/console/progress", "cli/compare", ("console.width = ENDLESS", "pass")),
+    *of(
+        "pipeline/lora_base",
+        "training/lora_runs",
+        ("double = _doubled(denoiser, weights)", "pass"),
+        ("value.data = value.data.float()", "pass"),
+    ),
     *of(
         "workflows/compare_config",
         "workflows/compare",

@@ -32,6 +32,9 @@ SURE = 5
 FULL, MORE = 92, 112
 """Width of a terminal with room for updates a second, and for the time left in all."""
 
+ENDLESS = 10_000
+"""Width of a file or a pipe."""
+
 
 def first_process() -> bool:
     """Whether this process is the one that prints and writes."""
@@ -82,11 +85,19 @@ class Terminal(Console):
 
 
 def terminal() -> Terminal:
-    """The console of a command; characters that its encoding lacks are printed as '?'."""
+    """The console of a command; characters that its encoding lacks are printed as '?'.
+
+    A file or a pipe has no width, and gets whole lines, unless COLUMNS says one.
+    """
     with suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     out: Any = _Out(sys.stdout) if sys.stdout is not None else None  # None: rich writes nowhere
-    return Terminal(file=out, quiet=not first_process(), highlight=False, markup=False, emoji=False)
+    console = Terminal(
+        file=out, quiet=not first_process(), highlight=False, markup=False, emoji=False
+    )
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        console.width = ENDLESS
+    return console
 
 
 def say(console: Console, label: str, text: object) -> None:
