@@ -158,7 +158,7 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
     files.check_writable(config.folder, "choose another --out")
     data = load("digits")
     teacher = _train_teacher(config, data, callback) if config.from_scratch else bundled_teacher()
-    loaded = load_preset(DistillPreset[Progressive], "digits-progressive-heun")
+    loaded = load_preset(DistillPreset[Progressive], "digits-progressive-64")
     method, training = loaded.method, replace(loaded.training, seed=config.seed)
     if config.quick:
         assert method.updates  # the preset has them
