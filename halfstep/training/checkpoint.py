@@ -123,6 +123,11 @@ def stems(folder: Path, stage: int) -> list[Path]:
     return sorted(p.with_suffix("") for p in folder.glob(f"{stage:02d}-*.json"))
 
 
+def is_followed(folder: Path, stage: int) -> bool:
+    """Whether a later stage has a checkpoint."""
+    return any(int(path.name.partition("-")[0]) > stage for path in folder.glob("[0-9]*-*.json"))
+
+
 def forget(folder: Path, stage: int, *, keep: int) -> None:
     """Remove all checkpoints of the stage but the newest `keep`."""
     checkpoints = stems(folder, stage)

@@ -280,13 +280,14 @@ class RunFolder:
             updates: that it is to have.
 
         Raises:
-            ConfigError: the stage has fewer, and no checkpoint to go on from.
+            ConfigError: the stage has fewer, and no checkpoint to go on from, or a later stage has begun.
             CheckpointError: as of `record`.
         """
         record = self.finished(name)
         if record is None or record["updates"] >= updates:
             return
-        if not checkpoint.stems(self.checkpoints, index):
+        followed = checkpoint.is_followed(self.checkpoints, index)
+        if followed or not checkpoint.stems(self.checkpoints, index):
             raise ConfigError(
                 f"{name} was finished with {record['updates']:,} updates and only a run's last stage can be "
                 f"extended: ask for {record['updates']:,} of it, or choose another --out"

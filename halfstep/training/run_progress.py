@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Self
 
 from halfstep import storage
@@ -112,7 +113,11 @@ def _speed(run: RunFolder, stages: Sequence[RecordedStage]) -> float | None:
 
     def speed(name: str, updates: int, seconds: float) -> float:
         stage = by_name.get(name, {"name": name, "steps": None, "updates": updates})
-        return seconds / _done(run, {**stage, "updates": updates}, updates).cost
+        work = _done(run, {**stage, "updates": updates}, updates)
+        # Walks that another run has made took no time of this one: the log's pace is of updates alone.
+        if work.once and (pace := _pace(run, name)):
+            return float(run.options.get("batch_size", 1) / (pace * work.price))
+        return seconds / work.cost
 
     for path in sorted(run.checkpoints.glob("[0-9]*.json"), reverse=True):
         try:
@@ -125,3 +130,10 @@ def _speed(run: RunFolder, stages: Sequence[RecordedStage]) -> float | None:
         if line.get("updates") and line["seconds"]:
             return speed(line["stage"], line["updates"], line["seconds"])
     return None
+
+
+def _pace(run: RunFolder, name: str) -> float | None:
+    """Samples a second of a stage's updates, as logged; None before the first."""
+    lines = [line for line in run.metrics if line["stage"] == name]
+    paces = [line["samples_per_second"] for line in lines if line.get("samples_per_second")]
+    return median(paces) if paces else None

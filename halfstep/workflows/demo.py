@@ -1,4 +1,4 @@
-"""The demo: halve the steps of a teacher of handwritten digits, score every student, draw them."""
+"""The demo: distil a teacher of handwritten digits to few steps, score every student, draw them."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -100,7 +100,7 @@ class Demo:
 
     @property
     def plan(self) -> list[StagePlan]:
-        """The halvings."""
+        """The stages."""
         return self.preset.method.plan(self.teacher)
 
     def distill(

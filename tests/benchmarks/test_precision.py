@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.precision import measure, table, Way
+from benchmarks.precision import measure, PARTS, table, Way
 
 CPU = torch.device("cpu")
 
@@ -13,13 +13,33 @@ def ways():
     return [Way(name, CPU, 4) for name in ("float32", "bf16 teacher", "bf16")]
 
 
-def test_the_parts_of_an_update_are_shares_of_the_first_way(ways):
-    results = measure(ways, rounds=3)
-    for name, row in results["ways"].items():
-        assert row["teacher"] + row["student"] + row["rest"] == pytest.approx(row["whole_update"])
-        assert row["first_s"] > 0, name
-    assert results["ways"]["float32"]["whole_update"] == 1
-    assert results["ways"]["float32"]["pays_after"] is None
+class Timed:
+    """A way whose parts take known seconds: a whole update, the teacher's calls, the student's."""
+
+    def __init__(self, name, first, **seconds):
+        self.name, self.first, self.parts = name, first, seconds
+
+    def seconds(self, part):
+        return self.parts[part]
+
+
+def test_the_parts_of_an_update_are_shares_of_the_first_way():
+    plain = Timed("float32", 0.1, whole_update=0.10, teacher=0.03, student=0.06)
+    faster = Timed("compiled", 2.0, whole_update=0.08, teacher=0.02, student=0.05)
+    results = measure([plain, faster], rounds=3)
+    assert results["float32_ms"] == pytest.approx(100)
+    shares = {"teacher": 0.3, "student": 0.6, "rest": 0.1, "whole_update": 1}
+    assert results["ways"]["float32"] == pytest.approx(
+        {**shares, "first_s": 0.1, "pays_after": None}
+    )
+    shares = {"teacher": 0.2, "student": 0.5, "rest": 0.1, "whole_update": 0.8}
+    assert results["ways"]["compiled"] == pytest.approx(  # 2 s are 100 times the .02 that it saves
+        {**shares, "first_s": 2.0, "pays_after": 100}
+    )
+
+
+def test_every_part_of_a_way_takes_its_time(ways):
+    assert all(way.first > 0 and way.seconds(part) > 0 for way in ways for part in PARTS)
 
 
 def test_only_the_networks_that_a_way_names_compute_in_bfloat16(ways):

@@ -200,7 +200,8 @@ MUTANTS = (
             "run.record(stage.name)",
         ),
         ('record["updates"] >= updates', 'record["updates"] > updates'),
-        ("if not checkpoint.stems(self.checkpoints, index)", "if True"),
+        ("not checkpoint.stems(self.checkpoints, index)", "True"),
+        ("if followed or", "if"),
     ),
     *of(
         "training/run_folder",
@@ -326,7 +327,9 @@ MUTANTS = (
         ("self.once + self.updates", "self.updates"),
         ("self.once if self.done else 0.0", "self.once"),
         ("for stage in stages) * seconds", "for stage in stages)"),
-        ("updates}, updates).cost", "updates}, updates).updates"),
+        ("return seconds / work.cost", "return seconds / work.updates"),
+        ("if work.once and", "if False and"),
+        ("(pace * work.price)", "pace"),
         ("reverse=True", "reverse=False"),
     ),
     *of(

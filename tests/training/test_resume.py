@@ -408,6 +408,15 @@ class TestExtend:
             assert everything(out) == before
         halve(out)
 
+    def test_a_stage_that_the_next_has_begun_from_has_no_more(self, tmp_path):
+        """Its last checkpoint is there, but the next stage has learnt from the student of fewer updates."""
+        with pytest.raises(Crash):
+            halve(tmp_path, job=job(callback=At("0002-steps", 4, crash)))
+        before, longer = everything(tmp_path), Progressive(start=8, stop=2, updates=(8, 14))
+        with pytest.raises(ConfigError, match="0004-steps was finished with 7 updates and only"):
+            halve(tmp_path, method=longer, job=job(extend=True))
+        assert everything(tmp_path) == before
+
     @pytest.mark.parametrize(
         "method, says",
         [

@@ -1,5 +1,7 @@
 """How far a run is, and the seconds that it will take, of runs whose speeds are known."""
 
+import json
+
 import pytest
 
 from halfstep import storage
@@ -45,6 +47,16 @@ def test_a_run_that_was_stopped(halted):
     progress = RunProgress.of(RunFolder.open(halted))
     assert progress.done == pytest.approx((7 + 3) / 21) and not progress.finished
     assert progress.seconds_left == pytest.approx(2.0 * (14 - 3))
+
+
+def test_walks_that_were_there_before_say_nothing_of_the_speed(halted):
+    """The log's pace does: at 12 samples a second an update of 6 takes half a second."""
+    rewritten(halted / "run.json", lambda run: run["plan"]["stages"][1].update(once=6_000))
+    log = halted / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    paced = [line | ({"samples_per_second": 12.0} if "loss" in line else {}) for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in paced))
+    assert RunProgress.of(RunFolder.open(halted)).seconds_left == pytest.approx(11 * 0.5)
 
 
 def test_before_its_first_checkpoint_the_stage_before_tells_the_speed(halted):
