@@ -7,7 +7,7 @@ import pytest
 
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.report.methods_page import cost_lines, drift_lines, render, write_methods_page
-from halfstep.report.words.methods import headline, sentence
+from halfstep.report.words.methods import headline, sentence, target_score, walk
 from tests.support.comparisons import comparison
 
 TWO = {
@@ -67,6 +67,17 @@ def test_the_best_is_coloured_where_it_is_better():
 def test_a_target_far_from_the_teacher_is_told(target, word):
     page = text(render(comparison(TWO, target=target), "out"))
     assert (word in page) if word else ("Caution" not in page)
+
+
+def test_what_the_target_scores_is_a_sentence():
+    other = comparison(TWO, target=0.2)
+    full, target = other.teacher, other.target
+    assert target_score(full, full) == "it is the teacher at full steps, so that its ratio is 1"
+    words = target_score(target, full)
+    assert words.startswith("its distance is 2.000 (") and words.endswith(
+        f"times that of {walk(full)}"
+    )
+    assert words in text(render(other, "out"))
 
 
 def test_one_seed_is_told():

@@ -138,13 +138,16 @@ def sampling(sampler: str, steps: int) -> str:
     return f"{SAMPLERS.get(sampler, sampler)} in {plural(steps)}"
 
 
-def target_score(target: ReferenceWalk) -> str:
-    """The target's ratio to the teacher, such as "0.998 (0.990 to 1.006)".
+def target_score(target: ReferenceWalk, full: ReferenceWalk) -> str:
+    """The target's distance, such as "its distance is 0.998 (0.990 to 1.006) times that of DDIM in 64 steps".
 
     Args:
         target: the target.
+        full: the teacher at full steps.
     """
-    return "1, as it is the teacher" if target.ratio is None else interval(target.ratio, 3)
+    if target.ratio is None:
+        return "it is the teacher at full steps, so that its ratio is 1"
+    return f"its distance is {interval(target.ratio, 3)} times that of {walk(full)}"
 
 
 def _faithful(verdict: CountVerdict) -> str:
