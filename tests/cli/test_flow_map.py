@@ -86,7 +86,7 @@ def test_a_report_has_each_number(run, cli, tmp_path, monkeypatch):
 def test_a_dry_run_has_its_cost(moons, cli):
     status, out, _ = cli(*flow_map(moons, "f", "--dry-run"))
     assert status == 0 and not Path("f").exists()
-    assert re.search(r"^flow-map +20 +760 ", out, re.MULTILINE)  # 160 rows: 3, and 40 + 2 * 120
+    assert re.search(r"^flow-map +20 +720 ", out, re.MULTILINE)  # 160 rows: 3, and 80 + 2 * 80
     assert "--lora-rank" not in out
 
 

@@ -73,7 +73,7 @@ def test_the_student_is_saved_with_all_that_it_serves(tmp_path):
         assert torch.equal(loaded.sample(2, steps=steps), student.sample(2, steps=steps))
     assert torch.equal(loaded.sample(2), student.sample(2, steps=3))
     cost = RunFolder(tmp_path / "r").cost
-    assert cost["forwards"] == 5 * 6 * 3 + 8 + 22 * 2  # of 30 rows 8 are fine
+    assert cost["forwards"] == 5 * 6 * 3 + 15 + 15 * 2  # of 30 rows 15 are fine
 
 
 def test_the_gate_judges_every_number_and_stops_nothing(tmp_path):

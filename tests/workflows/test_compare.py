@@ -346,11 +346,13 @@ def test_a_preset_is_a_method(teacher, tmp_path):
 def test_the_preset_of_a_comparison_gives_each_method_what_progressive_spends():
     words = ["--preset", "digits-compare", "--teacher", str(SHIPPED), "--out", "out"]
     prepared = prepare_comparison(parse(CompareConfig, words, prog="halfstep compare"))
-    assert len(prepared.entries) == 5 and len(prepared.parts) == 3 * len(prepared.entries)
+    assert len(prepared.entries) == 7 and len(prepared.parts) == 3 * len(prepared.entries)
+    assert len({entry.verb for entry in prepared.entries}) == 5
     for part in prepared.parts:
         assert 0.99 * 928_000 <= part.forwards <= 928_000
-    learnt = {entry.name: entry.method.start for entry in prepared.entries}
-    assert set(learnt.values()) == {32}
+    starts = {entry.name: entry.method.start for entry in prepared.entries}
+    assert starts.pop("digits-progressive-heun") == 16 and starts.pop("digits-cached-walks") == 48
+    assert set(starts.values()) == {64} and prepared.config.compare.target == ("ddim", 64)
 
 
 def test_a_damaged_comparison_is_refused(made, tmp_path):
