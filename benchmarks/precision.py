@@ -2,7 +2,7 @@
 
     python -m benchmarks.precision [--threads N] [--rounds N] [--batch N] [--json]
 
-The digits' network halves its steps; every way of calling it takes the same turns in one process.  A whole
+The digits' network halves its steps; every setup takes the same turns in one process.  A whole
 update is the teacher's calls, the student's forward and backward, and the rest: what the objective computes
 around them, gradient clip, optimiser and average.  Each is shown as a share of the whole update in float32
 that is not compiled, and `pays after` is the number of updates after which the first one is made up for,
@@ -20,7 +20,7 @@ import torch._inductor.config
 from benchmarks.step_bench import Bench
 from benchmarks.timing import options_parser, prepare, Results
 
-WAYS = {
+SETUPS = {
     "float32": ("", ""),
     "compiled student": ("student", ""),
     "compiled": ("both", ""),
@@ -32,18 +32,18 @@ WAYS = {
 PARTS = ("teacher", "student", "whole_update")
 
 
-class Way:
-    """An update whose networks are called in one way.
+class Setup:
+    """An update in one of the setups.
 
     Args:
-        name: one of `WAYS`.
+        name: one of `SETUPS`.
         device: of networks and data.
         batch: samples; 0 is the network's own number.
     """
 
     def __init__(self, name: str, device: torch.device, batch: int):
         self.name = name
-        compiled, self.half = WAYS[name]
+        compiled, self.half = SETUPS[name]
         self.bench = Bench("uvit", device, torch.bfloat16 if self.half else None, False, batch)
         if self.half == "teacher":
             self.bench.student.autocast = None  # type: ignore[assignment]
@@ -75,31 +75,31 @@ class Way:
         return self.bench.seconds(getattr(self.bench if part == "whole_update" else self, part))
 
 
-def measure(ways: Sequence[Way], rounds: int) -> Results:
-    """Milliseconds of the first way's whole update, and the shares of it that all parts take."""
-    for way in ways:
+def measure(setups: Sequence[Setup], rounds: int) -> Results:
+    """Milliseconds of the first setup's whole update, and the shares of it that all parts take."""
+    for setup in setups:
         for part in PARTS:
-            way.seconds(part)
+            setup.seconds(part)
     turns = list[dict[tuple[str, str], float]]()
     for k in range(rounds):
-        order = ways if k % 2 else ways[::-1]
-        turns.append({(way.name, part): way.seconds(part) for way in order for part in PARTS})
-    whole = ways[0].name, "whole_update"
+        order = setups if k % 2 else setups[::-1]
+        turns.append({(setup.name, part): setup.seconds(part) for setup in order for part in PARTS})
+    whole = setups[0].name, "whole_update"
     plain = statistics.median(turn[whole] for turn in turns)
 
-    def row(way: Way) -> dict[str, float | None]:
+    def row(setup: Setup) -> dict[str, float | None]:
         shares = {
-            part: statistics.median(turn[way.name, part] / turn[whole] for turn in turns)
+            part: statistics.median(turn[setup.name, part] / turn[whole] for turn in turns)
             for part in PARTS
         }
         saved = plain * (1 - shares["whole_update"])
         return shares | {
             "rest": shares["whole_update"] - shares["teacher"] - shares["student"],
-            "first_s": way.first,
-            "pays_after": way.first / saved if saved > 0 else None,
+            "first_s": setup.first,
+            "pays_after": setup.first / saved if saved > 0 else None,
         }
 
-    return {"float32_ms": 1000 * plain, "ways": {way.name: row(way) for way in ways}}
+    return {"float32_ms": 1000 * plain, "setups": {setup.name: row(setup) for setup in setups}}
 
 
 def table(results: Results) -> str:
@@ -109,7 +109,7 @@ def table(results: Results) -> str:
         "1 is {float32_ms:.1f} ms".format(**results),
         f"{'':<18}{'teacher':>9}{'student':>9}{'rest':>9}{'whole':>9}{'first':>10}   pays after",
     ]
-    for name, row in results["ways"].items():
+    for name, row in results["setups"].items():
         shares = "".join(
             f"{row[key]:>9.2f}" for key in ("teacher", "student", "rest", "whole_update")
         )
@@ -125,9 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device, setting = prepare(options)
     # A run on a fresh machine finds nothing compiled before.
     torch._inductor.config.force_disable_caches = True
-    ways = [Way(name, device, options.batch) for name in WAYS]
+    setups = [Setup(name, device, options.batch) for name in SETUPS]
     about = {**setting, "batch": options.batch, "rounds": options.rounds}
-    results = about | measure(ways, options.rounds)
+    results = about | measure(setups, options.rounds)
     print(json.dumps(results, indent=1) if options.json else table(results))
 
 

@@ -24,8 +24,7 @@ def refuse_fewer_runs(out: Path, runs: Sequence[Path]) -> None:
     Raises:
         ConfigError: runs would be left out, or recipes were compared there.
     """
-    if _read(out, recipe_comparison.read_comparison) is not None:
-        raise _other(out, "recipes of knowledge distillation")
+    _refuse_other(out, recipe_comparison.read_comparison, "recipes of knowledge distillation")
     if (before := _read(out, method_files.read_comparison)) is None:
         return
     beside = {method.name for method in before.methods if method.planned is None}
@@ -49,8 +48,7 @@ def refuse_fewer_students(
     Raises:
         ConfigError: students would be left out, or methods were compared there.
     """
-    if _read(out, method_files.read_comparison) is not None:
-        raise _other(out, "methods")
+    _refuse_other(out, method_files.read_comparison, "methods")
     if (before := _read(out, recipe_comparison.read_comparison)) is None:
         return
     places = (
@@ -69,8 +67,10 @@ def _read(out: Path, read: Callable[[Path], C]) -> C | None:
         return None
 
 
-def _other(out: Path, kind: str) -> ConfigError:
-    return ConfigError(f"'{out}' holds a comparison of {kind}: choose another --out")
+def _refuse_other(out: Path, read: Callable[[Path], object], kind: str) -> None:
+    """`ConfigError` for the folder of a comparison of another kind, which `read` reads."""
+    if _read(out, read) is not None:
+        raise ConfigError(f"'{out}' holds a comparison of {kind}: choose another --out")
 
 
 def _refuse(

@@ -94,6 +94,8 @@ MUTANTS = (
         ("all(mean.seeds == 1 for", "any(mean.seeds > 1 for"),
         ('["learning_rate_schedule"] == "linear"', '["learning_rate_schedule"] != "linear"'),
         ("method.planned is None for", "method.planned is not None for"),
+        ("if target.ratio is None", "if target.ratio is not None"),
+        ("times that of {walk(full)}", "times that of {walk(target)}"),
     ),
     *of(
         "report/methods_page",
@@ -140,7 +142,8 @@ MUTANTS = (
         ("folder.resolve() not in now and", "folder not in runs[1:] and"),
         ("and RunFolder(folder).exists", "and True"),
         ("run.method in beside", "run.method"),
-        ('raise _other(out, "recipes of knowledge distillation")', "pass"),
+        ('_refuse_other(out, method_files.read_comparison, "methods")', "pass"),
+        ("if _read(out, read) is not None", "if _read(out, read) is None"),
         ("(student.name, result.seed, place(student.name, result.seed))", '("", 0, Path("none"))'),
     ),
     *of(

@@ -12,6 +12,7 @@ MUTANTS = (
         FLOW,
         ("(length + 1) // 2", "length // 2"),
         ("i + length)", "i + 1)"),
+        ("FINE = 2", "FINE = 3"),
         ("2 * (FINE - 1)) / FINE", "2 * FINE) / FINE"),
         ("fine = -(-rows // FINE)", "fine = rows // FINE"),
         ("(rows - fine) * 2", "(rows - fine)"),

@@ -29,6 +29,18 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+class Drops(nn.Module):
+    """A network that hears whether it would drop units, and whether it is differentiated."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard, self.gain = [], nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, cond=None):
+        self.heard.append((self.training, torch.is_grad_enabled()))
+        return self.gain * x
+
+
 class Wobbly(nn.Module):
     """Any old nonlinear network, for x of any shape [B, C, ...]."""
 

@@ -33,12 +33,11 @@ def main(argv: Sequence[str]) -> int:
         prepared = prepare_comparison(config, progress=progress)
     _say_plan(console, prepared)
     config = prepared.config
-    if config.folder.dry_run:
-        with prepared.closing:
-            refuse_other_runs(prepared)
+    with prepared.closing:
+        refuse_other_runs(prepared)
+        if config.folder.dry_run:
             _print_runs(console, prepared, _seconds_of_forward(prepared))
-        return 0
-    refuse_other_runs(prepared)
+            return 0
     _print_runs(console, prepared, {})
     for k, part in enumerate(prepared.parts):
         _train(console, prepared, part, f"{k + 1} of {len(prepared.parts)}")

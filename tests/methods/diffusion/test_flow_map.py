@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from halfstep.batch import Batch, Cond
 from halfstep.data import NoData
@@ -21,7 +20,7 @@ from halfstep.methods.diffusion.flow_map_loss import FlowMapLoss
 from halfstep.methods.diffusion.two_step_target import one_step_target
 from halfstep.methods.diffusion.walks import Walked
 from halfstep.rng import Draw
-from tests.support.denoisers import Counted, named, READS, SCHEDULES, seeded, wobbly_teacher
+from tests.support.denoisers import Counted, Drops, named, READS, SCHEDULES, seeded, wobbly_teacher
 from tests.support.students import draw_of
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -253,18 +252,6 @@ def test_rows_are_answered_in_their_own_order_with_their_own_conditions():
     asked = replace(loss_of(teacher), teacher=Rows(teacher)).with_student(labelled)
     asked.target(x_t, places, Cond(labels))
     assert heard == [labels[~fine].tolist()] * 2
-
-
-class Drops(nn.Module):
-    """A network that hears whether it would drop units, and whether it is differentiated."""
-
-    def __init__(self):
-        super().__init__()
-        self.heard, self.gain = [], nn.Parameter(torch.ones(()))
-
-    def forward(self, x, t, cond=None):
-        self.heard.append((self.training, torch.is_grad_enabled()))
-        return self.gain * x
 
 
 def test_the_halves_are_predicted_without_dropout_as_students_are_sampled():

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 import halfstep
 from halfstep.batch import Batch
@@ -19,7 +18,7 @@ from halfstep.methods import DenoiserOnly, MultistepConsistency
 from halfstep.methods.diffusion.guided import AnyScale
 from halfstep.methods.diffusion.multistep_consistency import ConsistencyLoss
 from halfstep.methods.diffusion.ramp import Ramp
-from tests.support.denoisers import seeded, wobbly_teacher
+from tests.support.denoisers import Drops, seeded, wobbly_teacher
 from tests.support.runs import teacher as small_teacher
 from tests.support.students import draw_of
 
@@ -127,18 +126,6 @@ def test_a_student_as_the_teacher_knows_its_own_steps_alone(options, words):
     with pytest.raises(ConfigError, match=f"leave {words} out"):
         method.check(DenoiserOnly(denoiser, times=(uniform(16),)))
     MultistepConsistency(start=16, first=4).check(DenoiserOnly(denoiser, times=(uniform(16),)))
-
-
-class Drops(nn.Module):
-    """Keeps whether it was in train mode at each call."""
-
-    def __init__(self):
-        super().__init__()
-        self.heard, self.gain = [], nn.Parameter(torch.ones(()))
-
-    def forward(self, x, t, cond=None):
-        self.heard.append((self.training, torch.is_grad_enabled()))
-        return self.gain * x
 
 
 def test_the_student_jumps_without_dropout_as_it_is_sampled():
