@@ -9,6 +9,7 @@ import torch
 
 from halfstep.cli import main
 from halfstep.data import load
+from halfstep.evaluation.method_files import save_comparison
 from halfstep.evaluation.metrics.classification import score_classifier
 from halfstep.evaluation.recipe_comparison import read_comparison
 from halfstep.models.classifiers.checkpoint import load_classifier, save_classifier
@@ -22,6 +23,7 @@ from halfstep.workflows.compare_classifiers import (
     split_recipe,
 )
 from tests.cli.commands import SHIPPED
+from tests.support.comparisons import comparison
 
 QUICK = [
     "--updates",
@@ -134,6 +136,15 @@ def test_the_same_command_goes_on_with_more_recipes_and_seeds(cli, tmp_path):
     assert status == 2 and "recipes of knowledge distillation" in err
     status, _, err = cli(*SOME, *more, "--learning-rate-schedule", "constant")
     assert status == 2 and "learning_rate_schedule" in err.replace("-", "_")
+
+
+def test_a_comparison_of_methods_is_not_written_over(cli, tmp_path):
+    (tmp_path / "m").mkdir()
+    save_comparison(comparison({"a": {4: [0.1]}}), tmp_path / "m")
+    before = (tmp_path / "m" / "compare.json").read_bytes()
+    status, _, err = cli(*SOME, "--out", "m")
+    assert status == 2 and "holds a comparison of methods" in err
+    assert (tmp_path / "m" / "compare.json").read_bytes() == before
 
 
 def test_a_dry_run_writes_nothing_and_knows_what_is_done(cli, tmp_path):

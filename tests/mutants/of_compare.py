@@ -143,6 +143,10 @@ MUTANTS = (
         ("and RunFolder(folder).exists", "and True"),
         ("run.method in beside", "run.method"),
         ('_refuse_other(out, method_files.read_comparison, "methods")', "pass"),
+        (
+            '_refuse_other(out, recipe_comparison.read_comparison, "recipes of knowledge distillation")',
+            "pass",
+        ),
         ("if _read(out, read) is not None", "if _read(out, read) is None"),
         ("(student.name, result.seed, place(student.name, result.seed))", '("", 0, Path("none"))'),
     ),

@@ -32,7 +32,7 @@ def cells(page, name, group):
 
 def test_the_answer_comes_first():
     found = comparison(TWO)
-    assert found.headline == "a is best at 4 steps; cannot tell at 1 step"
+    assert found.headline == "a has the lowest distance at 4 steps; cannot tell at 1 step"
     page = render(found, "out")
     assert page.index(found.headline) < page.index("Quality against steps")
     assert "33.3 % lower than that of b" in text(page)

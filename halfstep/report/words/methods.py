@@ -22,7 +22,7 @@ def summarised(comparison: MethodComparison) -> MethodComparison:
 
 
 def headline(comparison: MethodComparison) -> str:
-    """Such as "progressive is best at 8, 4 and 2 steps; cannot tell at 1 step".
+    """Such as "progressive has the lowest distance at 8, 4 and 2 steps; cannot tell at 1 step".
 
     Args:
         comparison: with its verdicts.
@@ -37,8 +37,8 @@ def headline(comparison: MethodComparison) -> str:
         if verdict.answer in ("better", "one seed"):
             chosen.setdefault(verdict.best, []).append(verdict.steps)
     single = any(verdict.answer == "one seed" for verdict in verdicts)
-    is_best = "scored best" if single else "is best"
-    clauses = [f"{method} {is_best} at {_steps(counts)}" for method, counts in chosen.items()]
+    leads = "scored best" if single else "has the lowest distance"
+    clauses = [f"{method} {leads} at {_steps(counts)}" for method, counts in chosen.items()]
     unsure = [verdict.steps for verdict in verdicts if verdict.answer == "cannot tell"]
     if unsure:
         clauses.append(f"{'c' if clauses else 'C'}annot tell at {_steps(unsure)}")
