@@ -30,7 +30,7 @@ SPLITS = ("train", "test")
 WHOLE = ("digits", "two-moons")
 """Sources that need no files."""
 BELOW = ("cifar10", "fashion-mnist")
-"""Sources that need a place: NAME:FOLDER."""
+"""Sources that need a place, NAME:FOLDER, and that have test images."""
 SPECS = (
     *WHOLE, *(f"{name}:FOLDER" for name in BELOW), "FOLDER", "LATENTS", "FILE.npy", "FILE.npz",
     "FILE.parquet", "SHARDS.tar",
@@ -231,6 +231,11 @@ def _refuse_unknown(spec: str, place: Path) -> None:
         )
     if not spec or (place.name == spec and not place.suffix) or (colon and "/" not in name):
         raise unknown("data set", spec, SPECS)
+
+
+def held_out_split(spec: str) -> str:
+    """The split of data that are held out: the test images where this source has some, else all of it."""
+    return "test" if spec.partition(":")[0] in BELOW else "train"
 
 
 def _named(name: str, place: Path, size: int | None, split: str) -> Dataset:

@@ -111,6 +111,7 @@ class Measurement:
     floor_at_2000   of 2,000 perfect samples; None in older reports
     floor_note      why it is unknown or of other classes than the samples; empty if neither
     left_out        a sentence for each baseline that was not sampled
+    held_out        whether no network was trained on the real data
     """
 
     features: str
@@ -127,6 +128,7 @@ class Measurement:
     machine: str
     floor_at_2000: float | None = None
     floor_note: str = ""
+    held_out: bool = False
 
 
 @dataclass(frozen=True)

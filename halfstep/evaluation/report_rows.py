@@ -196,14 +196,16 @@ class Comparison:
     def _measurement(self, machine: str) -> Measurement:
         """The settings of the measurements."""
         candidates, scorer, config = self.candidates, self.scorer, self.config
+        against_held_out = scorer.learnt_features is not None
         return Measurement(
             features=scorer.features.name,
             preprocessing=scorer.features.preprocessing,
             digest=scorer.features.digest,
-            data=fingerprint(candidates.data),
+            data=fingerprint(scorer.real if against_held_out else candidates.data),
             samples=config.samples,
             real=len(scorer.real),
             real_few=len(scorer.real_few),
+            held_out=against_held_out,
             seed=config.seed,
             guidance_scale=scorer.guidance_scale,
             floor=scorer.floor,

@@ -94,6 +94,8 @@ def memorisation_of(
     samples: SampleSet, held_out: Tensor | None, scorer: SampleScorer
 ) -> Memorisation | None:
     """Memorisation, by distances in feature space; None without held-out data."""
+    if scorer.learnt_features is not None:  # the real data were held out
+        return memorisation(samples.features, scorer.learnt_features, scorer.real_features)
     if held_out is None:
         return None
     return memorisation(samples.features, scorer.real_features, held_out)

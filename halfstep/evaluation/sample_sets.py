@@ -67,6 +67,7 @@ class SampleScorer:
     features        the feature network
     real            real data, float [N, *shape]
     known_features  features of the real data, float64 [N, D], if already computed
+    learnt_features  of what the networks were trained on, where the real data were held out
     n, seed         number of samples and seed of their noise, the same for every row
     batch           images per network call
     captions        function from sample numbers, int64 [B], to the conditions of their texts
@@ -87,6 +88,7 @@ class SampleScorer:
     labels: Tensor | None = None
     guidance_scale: float = 1.0
     division: Division = ALONE
+    learnt_features: Tensor | None = None
     real_features: Tensor = field(init=False)
     _teacher: SampleSet | None = field(init=False, default=None)
 

@@ -127,21 +127,24 @@ def scorer_for(
     *,
     teacher: Pipeline | None = None,
     labels: Tensor | None = None,
+    learnt: Data | Tensor | None = None,
 ) -> SampleScorer:
     """A scorer against these data, whose features are cached on disk.
 
     teacher  its samples, and those of its students, take its classes in turn, if it has any and no captions
     labels   class of each real image; by default those of the data
+    learnt   what the networks were trained on, where these data were held out
     """
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     refuse_samples(max(config.samples, config.split_samples), real.shape[1:])
     if labels is None and not isinstance(data, Tensor):
         # of all rows, where `real_labels` are of decoded ones
         labels = None if isinstance(data, NoData) else data.labels
+    known = partial(data_features, features, cache=cache_folder(), division=division)
     return SampleScorer(
         features,
         real,
-        data_features(features, data, cache=cache_folder(), division=division),
+        known(data),
         n=config.samples,
         seed=config.seed,
         captions=captions,
@@ -149,6 +152,7 @@ def scorer_for(
         labels=labels,
         guidance_scale=config.scale,
         division=division,
+        learnt_features=None if learnt is None else known(learnt),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from halfstep.config.validate import Count, Updates, Validated
+from halfstep.data import held_out_split
 from halfstep.errors import ConfigError
 from halfstep.evaluation.recipe_comparison import RecipeComparison
 from halfstep.files import check_writable
@@ -36,7 +37,7 @@ from halfstep.workflows.distill_classifier import (
     RecipeOptions,
 )
 from halfstep.workflows.options import DataOptions, FolderOptions
-from halfstep.workflows.train_classifier import ImageOptions, share_of, WITH_TEST
+from halfstep.workflows.train_classifier import ImageOptions, share_of
 
 PLAIN = "plain"
 """The control: the same student of labels alone."""
@@ -240,7 +241,7 @@ def _run_of(out: Path, name: str, seed: int) -> Path:
 
 
 def _test_images(dataset: DataOptions) -> str:
-    return dataset.data if dataset.data.partition(":")[0] in WITH_TEST else HELD_OUT
+    return dataset.data if held_out_split(dataset.data) == "test" else HELD_OUT
 
 
 def _distillation(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from halfstep.training.distributed import Processes
 from halfstep.training.divided import Divided
 from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.evaluate_encoders import evaluate_encoders
-from halfstep.workflows.evaluation_inputs import EvaluationInputs, Networks, parts_of
+from halfstep.workflows.evaluation_inputs import Against, EvaluationInputs, Networks, parts_of
 from halfstep.workflows.locate import DiffusersOptions
 from halfstep.workflows.report import provenance_of, report_on, save, summary_of, updates_of
 
@@ -49,6 +50,7 @@ def evaluate(
     diffusers: DiffusersOptions = OWN,
     features: str = "auto",
     held_out: str | None = None,
+    against: Against = "data",
     beside: Sequence[Path | str] = (),
     net: str | None = None,
     verify: bool = False,
@@ -70,7 +72,9 @@ def evaluate(
         diffusers: how a teacher of diffusers is read, if not as in the run.
         features: auto, digits, efficientnet-lite0, squeezenet, classifier:FOLDER, inception:FILE or
             package.module:function.
-        held_out: data that no network was trained on, to measure memorisation.
+        held_out: data that no network was trained on, to measure memorisation; of Fashion-MNIST and
+            CIFAR-10 the test images.
+        against: the real images that distances, precision and recall are measured to: data, or held-out.
         beside: runs of the same teacher, for a table of sizes.
         net: package.module:function that builds a network of your own.
         verify: of latents: compare the checksums of all files first.
@@ -86,7 +90,7 @@ def evaluate(
     with processes.together():
         inputs = EvaluationInputs(
             run=RunFolder.open(Path(run)), data=data, teacher=teacher, diffusers=diffusers,
-            held_out=held_out, beside=beside, net=net, verify=verify,
+            held_out=held_out, against=against, beside=beside, net=net, verify=verify,
         )  # fmt: skip
         files.check_writable(inputs.run.folder, "copy the run to where the report can lie in it")
         networks = inputs.networks()
@@ -169,19 +173,24 @@ def _comparison(
     if isinstance(data, Latents):
         data = read_by(teacher, data)
     real = real_images(data, teacher, division=division, progress=progress)
+    held_out = None if unseen is None else _held_out(unseen, real, teacher, division, progress)
     candidates = Candidates(
-        teacher, students, data, inputs.run.teacher_times,
-        None if unseen is None else _held_out(unseen, real, teacher, division, progress),
+        teacher, students, data, inputs.run.teacher_times, held_out,
         networks.first_teacher, others, networks.variants, inputs.run.halved,
     )  # fmt: skip
     progress.note(f"{inputs.run.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     progress.note(f"features {network.name} ({network.preprocessing})")
     for sentence in candidates.left_out(config):
         progress.note(sentence)
-    captions = captions_of(data, teacher)
-    scorer = scorer_for(
-        network, real, config, captions, division, teacher=teacher, labels=real_labels(data)
-    )
+    scored = partial(
+        scorer_for, network, config=config, captions=captions_of(data, teacher), division=division,
+        teacher=teacher,
+    )  # fmt: skip
+    if inputs.against == "held-out":
+        assert unseen is not None and held_out is not None  # `EvaluationInputs` refuses it
+        scorer = scored(held_out, labels=real_labels(unseen), learnt=real)
+    else:
+        scorer = scored(real, labels=real_labels(data))
     return Comparison(candidates, scorer, config)
 
 

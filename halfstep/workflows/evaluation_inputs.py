@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args, Literal
 
 import torch
 
 from halfstep import files
-from halfstep.data import Data, Latents, load
+from halfstep.data import Data, held_out_split, Latents, load
 from halfstep.data.latents.dataset import is_latents, open_latents
 from halfstep.data.no_data import NO_DATA
-from halfstep.errors import ConfigError
+from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import read_variants, Variant
 from halfstep.evaluation.setups import chosen_counts, Evaluation, FULL_STEPS, OtherSize, steps_of
 from halfstep.identity import digest_of
@@ -23,6 +23,8 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_repair import LATENTS
 from halfstep.workflows.locate import DiffusersOptions, is_diffusers, locate_pipeline, Official
 
+Against = Literal["data", "held-out"]
+"""The real images that samples are compared with: the run's own, or those held out."""
 FEW = (16, 8, 4)
 """Steps at which two teachers are compared where the run has no students."""
 
@@ -39,6 +41,7 @@ class EvaluationInputs:
     teacher: Path | str | None
     diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     held_out: str | None
+    against: Against = "data"
     beside: Sequence[Path | str]
     net: str | None
     verify: bool
@@ -55,6 +58,13 @@ class EvaluationInputs:
             raise ConfigError(
                 f"'{self.run.folder}' was distilled without data, and a report compares with data: write "
                 f"halfstep evaluate {self.run.folder} --data DATA, with those that the teacher learnt"
+            )
+        if self.against not in (choices := get_args(Against)):
+            raise unknown("choice of real images", str(self.against), choices)
+        if self.against == "held-out" and self.held_out is None:
+            raise ConfigError(
+                "distances to held-out images need them: write --held-out DATA, data that no network was "
+                "trained on"
             )
 
     @property
@@ -146,7 +156,9 @@ class EvaluationInputs:
         return self.run.config.get("size"), self.run.config.get("channels")
 
     def unseen(self, data: Data, teacher: Pipeline) -> Data | None:
-        """Data that was held out: images of the size that the codec decodes to, or latents.
+        """Data that were held out: images of the size that the codec decodes to, or latents.
+
+        Of Fashion-MNIST and CIFAR-10 the test images.
 
         `ConfigError` for latents of another shape than the teacher's.
         """
@@ -163,7 +175,10 @@ class EvaluationInputs:
         size, channels = self._image_shape
         if isinstance(data, Latents) and teacher.codec is not None:
             size = data.shape[-1] * teacher.codec.factor
-        return load(self.held_out, size=size, channels=channels, skip_bad=self._skip_bad)
+        split = held_out_split(self.held_out)
+        return load(
+            self.held_out, size=size, channels=channels, split=split, skip_bad=self._skip_bad
+        )
 
     def others(self, networks: "Networks", config: Evaluation) -> list[OtherSize]:
         """Networks of other sizes in the table: of a shrunk run, and of the runs beside it."""

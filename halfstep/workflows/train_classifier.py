@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from halfstep.config.validate import CountOrNone, Validated
-from halfstep.data import Augmentation, Data, Dataset, load
+from halfstep.data import Augmentation, Data, Dataset, held_out_split, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation.metrics.classification import score_classifier, Scores
 from halfstep.methods.classifiers.supervised import Classification
@@ -30,9 +30,6 @@ from halfstep.training.classifiers.api import (
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.options import DataOptions, FolderOptions
 from halfstep.workflows.run_options import run_options_of
-
-WITH_TEST = ("fashion-mnist", "cifar10")
-"""Sources that have separate test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +151,7 @@ def split_held_out(
     share = share_of(images.validate)
     if share is not None:
         return data.apart(share)
-    # The test images where the data has some, else all of it.
-    split = "test" if images.validate.partition(":")[0] in WITH_TEST else "train"
+    split = held_out_split(images.validate)
     return data, load(images.validate, size=dataset.size, channels=dataset.channels, split=split)
 
 

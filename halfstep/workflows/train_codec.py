@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfstep import files
 from halfstep.config.validate import Count, Validated
-from halfstep.data import BELOW, Data, Dataset, load
+from halfstep.data import Data, Dataset, held_out_split, load
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
 from halfstep.methods.base import Stage
@@ -207,7 +207,7 @@ def fresh_codec(options: CodecOptions, data: Data, name: str, seed: int) -> KLCo
 
 def held_out_images(dataset: DataOptions) -> Data | None:
     """Test images for reconstruction; None if the data has none."""
-    if dataset.data.partition(":")[0] in BELOW:
+    if held_out_split(dataset.data) == "test":
         with suppress(DataError):  # the archive has training images only
             return load(dataset.data, size=dataset.size, channels=dataset.channels, split="test")
     return None

@@ -150,6 +150,28 @@ def test_memorisation_is_evaluated_by_data_that_was_held_out(moons, cli):
     assert not Path("t/report.json").exists()
 
 
+def test_distances_can_be_measured_to_data_that_was_held_out(moons, cli):
+    """Both reports have the same memorisation; the distances, the real data and the page differ."""
+    np.save("unseen.npy", np.random.default_rng(3).uniform(-1, 1, (50, 2)).astype(np.float32))
+    reports = []
+    for name, words in (("a", []), ("b", ["--against", "held-out"])):
+        shutil.copytree(moons, name)
+        done = cli("evaluate", name, *BRIEF, "--full", 2, "--held-out", "unseen.npy", *words)
+        assert done[0] == 0, done
+        reports.append(read_back(Path(name))[0])
+    (of_data,), (of_held_out,) = [report["rows"] for report in reports]
+    assert of_data["memorisation"] == of_held_out["memorisation"]
+    assert [report["measure"]["real"] for report in reports] == [10_000, 50]
+    assert [report["measure"]["held_out"] for report in reports] == [False, True]
+    assert reports[0]["measure"]["data"] != reports[1]["measure"]["data"]
+    distances = [row["distances"]["frechet_distance"]["value"] for row in (of_data, of_held_out)]
+    assert distances[0] != distances[1]
+    pages = [" ".join(Path(name, "report.html").read_text().split()) for name in "ab"]
+    said = "50 real images that no network was trained on"
+    assert [said in page for page in pages] == [False, True]
+    assert refused(cli("evaluate", "a", *BRIEF, "--against", "held-out"), "write --held-out DATA")
+
+
 def test_a_teacher_is_evaluated_alone_at_64_steps(moons, cli):
     shutil.copytree(moons, "t")
     status, _, err = cli("evaluate", "t", *BRIEF)

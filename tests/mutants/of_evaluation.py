@@ -4,6 +4,39 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
+        "evaluation/row_metrics",
+        "cli/evaluate",
+        (
+            "memorisation(samples.features, scorer.learnt_features, scorer.real_features)",
+            "memorisation(samples.features, scorer.real_features, scorer.learnt_features)",
+        ),
+    ),
+    *of(
+        "evaluation/report_rows",
+        "cli/evaluate",
+        ("scorer.real if against_held_out else candidates.data", "candidates.data"),
+        (
+            "learnt_features is not None\n        return Measurement",
+            "learnt_features is None\n        return Measurement",
+        ),
+    ),
+    *of(
+        "workflows/evaluate",
+        "cli/evaluate",
+        ("learnt=real)", "learnt=held_out)"),
+        ("scored(held_out, labels", "scored(real, labels"),
+    ),
+    *of(
+        "workflows/evaluation_inputs",
+        "workflows/evaluation_inputs",
+        ("split=split, skip_bad", "skip_bad"),
+        ('self.against == "held-out" and self.held_out is None', "False"),
+        (
+            "self.against not in (choices := get_args(Against))",
+            "not (choices := get_args(Against))",
+        ),
+    ),
+    *of(
         "workflows/compress",
         "cli/compress",
         ("verify=config.verify, device", "device"),

@@ -92,6 +92,7 @@ def evidence():
             "floor_note": "",
             "machine": "2 CPU cores",
             "floor_at_2000": 0.096,
+            "held_out": False,
         },
         "rows": _rows(),
         "guided": None,

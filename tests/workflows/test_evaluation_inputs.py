@@ -23,8 +23,27 @@ def test_held_out_images_have_the_size_that_the_codec_decodes_to(factor, size, m
     monkeypatch.setattr(evaluation_inputs, "load", lambda spec, **options: (spec, options))
     teacher = SimpleNamespace(codec=factor and SimpleNamespace(factor=factor), shape=(2, 4, 4))
     read = inputs("photos", data="l", size=5, channels=3).unseen(latents(), teacher)
-    assert read == ("photos", {"size": size, "channels": 3, "skip_bad": False})
+    options = {"size": size, "channels": 3, "skip_bad": False}
+    assert read == ("photos", {**options, "split": "train"})
+    for source in ("fashion-mnist:f", "cifar10:f"):  # which have images that nothing is trained on
+        read = inputs(source, data="l", size=5, channels=3).unseen(latents(), teacher)
+        assert read == (source, {**options, "split": "test"})
     assert inputs(data="l").unseen(latents(), teacher) is None
+
+
+def test_distances_to_held_out_images_need_them():
+    def against(choice, held_out):
+        run = SimpleNamespace(config={"data": "l"}, folder="r")
+        return EvaluationInputs(
+            run=run, data=None, teacher=None, held_out=held_out, against=choice, beside=(), net=None,
+            verify=False,
+        )  # fmt: skip
+
+    assert against("held-out", "photos").against == "held-out"
+    with pytest.raises(ConfigError, match="write --held-out DATA"):
+        against("held-out", None)
+    with pytest.raises(ConfigError, match="no choice of real images 'test'"):
+        against("test", "photos")
 
 
 def test_a_run_without_data_is_refused():

@@ -17,6 +17,7 @@ from halfstep.evaluation.report_data import AnyReport
 from halfstep.evaluation.setups import Evaluation
 from halfstep.progress import Progress
 from halfstep.workflows import evaluate as workflow
+from halfstep.workflows.evaluation_inputs import Against
 from halfstep.workflows.locate import DiffusersOptions
 
 
@@ -41,7 +42,10 @@ class Evaluate:
     verify: bool = False
     """For latents: compare the checksums of all files first, not only of those written since."""
     held_out: str | None = None
-    """Data that no network was trained on, to measure memorisation."""
+    """Data that no network was trained on, to measure memorisation: of fashion-mnist:FOLDER and
+    cifar10:FOLDER the test images."""
+    against: Against = "data"
+    """Real images that distances, precision and recall are measured to: those of the run, or held-out."""
     device: str = "auto"
     """auto, or one by name."""
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -76,6 +80,7 @@ def evaluated(options: Evaluate, progress: Progress) -> AnyReport:
         diffusers=options.diffusers,
         features=options.features,
         held_out=options.held_out,
+        against=options.against,
         beside=options.beside,
         net=options.net,
         verify=options.verify,
