@@ -39,15 +39,14 @@ CODEC = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
-    "block_out_channels": [4, 4],
+    "block_out_channels": [4],
     "norm_num_groups": 2,
     "layers_per_block": 1,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
     "mid_block_add_attention": False,
 }
-"""A codec of 2 pixels to a side, so that large latents are made of small images."""
-FACTOR = 2
+"""A codec of one pixel to a side, so that large latents are made of small images."""
 WITHOUT_LABELS = 4
 """Images of the data; those with labels are one a class."""
 CAPTION = (77, 768)
@@ -82,7 +81,7 @@ def make_data(name: str, options: TrainDenoiserConfig, folder: Path) -> Path:
     """Write data of the shape that this preset takes into the folder; returns their path."""
     published, images = PUBLISHED[name], folder / "images.npz"
     n, latent = published.num_classes or WITHOUT_LABELS, not options.dataset.size
-    side = published.shape[-1] * (FACTOR if latent else 1)
+    side = published.shape[-1]
     pixels = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
     labels = {"labels": np.arange(n)} if published.num_classes else {}
     np.savez(images, images=pixels, **labels)
