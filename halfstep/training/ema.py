@@ -1,6 +1,6 @@
 """Exponential moving average of weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,10 +22,10 @@ class Average:
         ]
 
     @torch.no_grad()
-    def follow(self, module: nn.Module, update: int) -> None:
-        """Average in the weights after the update of this number, the first being 0."""
-        pairs = zip(module.parameters(), self.values, strict=True)
-        weights = [p.detach().to(value.dtype) for p, value in pairs]
+    def follow(self, parameters: Iterable[nn.Parameter], update: int) -> None:
+        """Average in a module's parameters after the update of this number, the first being 0."""
+        pairs = zip(parameters, self.values, strict=True)
+        weights = [p if p.dtype == value.dtype else p.to(value.dtype) for p, value in pairs]
         torch._foreach_lerp_(self.values, weights, 1.0 if update == 0 else 1 - self.decay)
 
     @torch.no_grad()

@@ -65,7 +65,8 @@ def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float
     optimiser, scaler = state.optimiser, state.scaler
     if scaler is not None:
         scaler.unscale_(optimiser)  # type: ignore[arg-type]  # it has what a scaler reads
-    parameters = [p for p in student.parameters() if p.grad is not None]
+    every = list(student.parameters())  # once: of a small network the walk takes a while
+    parameters = [p for p in every if p.grad is not None]
     norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if settings.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
@@ -77,7 +78,7 @@ def step(student: nn.Module, state: State, settings: TrainingConfig, rate: float
         scaler.update()
     optimiser.zero_grad()
     if state.average is not None:
-        state.average.follow(state.student, state.update)
+        state.average.follow(every, state.update)
     return norm
 
 

@@ -47,10 +47,10 @@ def test_an_average_follows_in_any_precision(dtype):
     net = nn.Linear(1, 1, bias=False, dtype=dtype)
     nn.init.zeros_(net.weight)
     average = Average(net, 0.999)
-    average.follow(net, 0)
+    average.follow(net.parameters(), 0)
     nn.init.ones_(net.weight)
     for update in range(1, 3001):
-        average.follow(net, update)
+        average.follow(net.parameters(), update)
     assert average.values[0].dtype == torch.promote_types(dtype, torch.float32)
     assert float(average.values[0]) == pytest.approx(1 - 0.999**3000, abs=1e-4)
     average.copy_to(net)

@@ -60,7 +60,7 @@ class TestAverage:
                 for p in net.parameters():
                     p.normal_(generator=torch.Generator().manual_seed(update))
             weights.append([p.detach().clone() for p in net.parameters()])
-            average.follow(net, update)
+            average.follow(net.parameters(), update)
         for k, value in enumerate(average.values):
             expected = decay ** (n - 1) * weights[0][k]
             for update in range(1, n):
@@ -74,7 +74,7 @@ class TestAverage:
         average = Average(net, 0.999)
         with torch.no_grad():
             net.weight.fill_(7.0)
-        average.follow(net, 0)
+        average.follow(net.parameters(), 0)
         assert torch.equal(average.values[0], net.weight)
         with torch.no_grad():
             net.weight.fill_(8.0)
