@@ -8,7 +8,7 @@ from typing import ClassVar, get_args, Literal
 import torch
 
 from halfstep import files
-from halfstep.data import Data, held_out_split, Latents, load
+from halfstep.data import Data, Dataset, held_out_split, Latents, load
 from halfstep.data.latents.dataset import is_latents, open_latents
 from halfstep.data.no_data import NO_DATA
 from halfstep.errors import ConfigError, unknown
@@ -17,6 +17,7 @@ from halfstep.evaluation.setups import chosen_counts, Evaluation, FULL_STEPS, Ot
 from halfstep.identity import digest_of
 from halfstep.methods.base import student_name
 from halfstep.methods.diffusion.shrink import SHRUNK
+from halfstep.models.classifiers.registry import refuse_other_classes
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress
 from halfstep.training.run_folder import RunFolder
@@ -160,12 +161,22 @@ class EvaluationInputs:
 
         Of Fashion-MNIST and CIFAR-10 the test images.
 
-        `ConfigError` for latents of another shape than the teacher's.
+        `ConfigError` for latents of another shape than the teacher's, and for other classes than its own
+        where samples are compared with them.
         """
         if self.held_out is None:
             return None
-        if is_latents(Path(self.held_out).expanduser()):
-            latents = load(self.held_out, verify=self.verify)
+        held_out = self._read_held_out(self.held_out, data, teacher)
+        if self.against == "held-out" and held_out.names and teacher.class_names:
+            refuse_other_classes(
+                held_out.names, teacher.class_names, "the held-out data", "the teacher"
+            )
+        return held_out
+
+    def _read_held_out(self, held_out: str, data: Data, teacher: Pipeline) -> Dataset | Latents:
+        """The data of this name or place."""
+        if is_latents(Path(held_out).expanduser()):
+            latents = load(held_out, verify=self.verify)
             if tuple(latents.shape) != tuple(teacher.shape):
                 raise ConfigError(
                     f"the held-out latents have shape {list(latents.shape)} and the run's "
@@ -175,10 +186,8 @@ class EvaluationInputs:
         size, channels = self._image_shape
         if isinstance(data, Latents) and teacher.codec is not None:
             size = data.shape[-1] * teacher.codec.factor
-        split = held_out_split(self.held_out)
-        return load(
-            self.held_out, size=size, channels=channels, split=split, skip_bad=self._skip_bad
-        )
+        split = held_out_split(held_out)
+        return load(held_out, size=size, channels=channels, split=split, skip_bad=self._skip_bad)
 
     def others(self, networks: "Networks", config: Evaluation) -> list[OtherSize]:
         """Networks of other sizes in the table: of a shrunk run, and of the runs beside it."""

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from halfstep.errors import ConfigError
 from halfstep.workflows import evaluation_inputs
@@ -29,6 +30,25 @@ def test_held_out_images_have_the_size_that_the_codec_decodes_to(factor, size, m
         read = inputs(source, data="l", size=5, channels=3).unseen(latents(), teacher)
         assert read == (source, {**options, "split": "test"})
     assert inputs(data="l").unseen(latents(), teacher) is None
+
+
+def test_samples_are_compared_with_held_out_images_of_their_own_classes(monkeypatch):
+    images = SimpleNamespace(labels=torch.tensor([0, 1]), names=("cat", "dog"))
+    monkeypatch.setattr(evaluation_inputs, "load", lambda spec, **options: images)
+
+    def read(against, *names):
+        teacher = SimpleNamespace(codec=None, shape=(2, 4, 4), class_names=names)
+        run = SimpleNamespace(config={"data": "l"}, folder="r")
+        return EvaluationInputs(
+            run=run, data=None, teacher=None, held_out="photos", against=against, beside=(), net=None,
+            verify=False,
+        ).unseen(images, teacher)  # fmt: skip
+
+    assert (
+        read("held-out", "cat", "dog") is read("held-out") is read("data", "dog", "cat") is images
+    )
+    with pytest.raises(ConfigError, match="the held-out data has the classes"):
+        read("held-out", "dog", "cat")
 
 
 def test_distances_to_held_out_images_need_them():
