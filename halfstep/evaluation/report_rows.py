@@ -143,7 +143,9 @@ class Comparison:
         """All rows, and the images of teacher and students."""
         candidates, scorer = self.candidates, self.scorer
         (teacher, *baselines), full = teacher_rows.rows, teacher_rows.full
-        held_out = None if candidates.held_out is None else scorer.features_of(candidates.held_out)
+        held_out = None
+        if candidates.held_out is not None and scorer.learnt_features is None:
+            held_out = scorer.features_of(candidates.held_out)
         rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
         images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
         for setup in setups:

@@ -61,7 +61,8 @@ class CompressConfig(Validated):
     """The teacher's folder, file or name, if the run does not name it or it was moved."""
     diffusers: DiffusersOptions = field(default_factory=DiffusersOptions)
     data: str | None = None
-    """The data, if not those of the run; for a classifier, labelled images to evaluate it on."""
+    """The data, if not those of the run; for a classifier, labelled images to evaluate it on, of
+    fashion-mnist:FOLDER and cifar10:FOLDER the test images."""
     verify: bool = False
     """For latents: compare the checksums of all files first, not only of those written since."""
     net: str | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from halfstep import files, storage
-from halfstep.data import Dataset, load
+from halfstep.data import Dataset, held_out_split, load
 from halfstep.errors import ConfigError
 from halfstep.evaluation.compressed import size_of, zeros
 from halfstep.evaluation.metrics.classification import score_classifier, Scores
@@ -56,11 +56,11 @@ def compress_classifier(
 
     folder    the classifier's own folder
     variants  maps the classifier to its variants
-    data      labelled images; all are used
+    data      labelled images; all are used, of Fashion-MNIST and CIFAR-10 the test images
     net       package.module:function that builds a network of your own
     """
     original = load_classifier(folder, net=net)
-    images = load(data, progress=progress)
+    images = load(data, split=held_out_split(data), progress=progress)
     if not isinstance(images, Dataset) or images.labels is None:
         raise ConfigError(
             f"accuracy needs labelled images, and '{data}' has none: give other --data"

@@ -114,7 +114,7 @@ def _encoder_report(
         networks.to(processes.device)
         report = evaluate_encoders(
             run, networks.teacher, networks.students, real, config,
-            held_out=inputs.unseen(real, networks.teacher), division=division, progress=progress,
+            held_out=inputs.unseen(real, networks.teacher, encode=True), division=division, progress=progress,
         )  # fmt: skip
         save(report, run.folder)
         return report

@@ -156,18 +156,19 @@ class EvaluationInputs:
         """The size and the channels that the run's images were read in."""
         return self.run.config.get("size"), self.run.config.get("channels")
 
-    def unseen(self, data: Data, teacher: Pipeline) -> Data | None:
+    def unseen(self, data: Data, teacher: Pipeline, *, encode: bool = False) -> Data | None:
         """Data that were held out: images of the size that the codec decodes to, or latents.
 
         Of Fashion-MNIST and CIFAR-10 the test images.
 
         `ConfigError` for latents of another shape than the teacher's, and for other classes than its own
-        where samples are compared with them.
+        where samples are compared with them, or they are encoded.
         """
         if self.held_out is None:
             return None
         held_out = self._read_held_out(self.held_out, data, teacher)
-        if self.against == "held-out" and held_out.names and teacher.class_names:
+        compared = self.against == "held-out" or encode
+        if compared and held_out.names and teacher.class_names:
             refuse_other_classes(
                 held_out.names, teacher.class_names, "the held-out data", "the teacher"
             )

@@ -167,6 +167,20 @@ def test_latents_are_verified_as_asked(run, cli, tmp_path, monkeypatch):
     assert refused(cli("compress", *classifier, "--verify"), "--verify")
 
 
+def test_a_classifier_is_judged_by_test_images_where_the_data_has_some(cli, monkeypatch):
+    splits = []
+
+    def load(spec, *, split, **options):
+        splits.append(split)
+        raise DataError("enough")
+
+    monkeypatch.setattr(sys.modules["halfstep.workflows.compress_classifiers"], "load", load)
+    for data in ("fashion-mnist:f", "cifar10:f", "digits"):
+        words = [ASSETS / "digits-classifier", "--data", data, "--out", "small", "--prune", 0.5]
+        assert refused(cli("compress", *words), "enough")
+    assert splits == ["test", "test", "train"]
+
+
 def test_a_classifier_is_judged_by_its_accuracy(cli, tmp_path):
     place, words = ASSETS / "digits-classifier", ["--prune", 0.2, 0.95, "--data", "digits"]
     assert cli("compress", place, *words, "--out", "small")[0] == 0

@@ -30,7 +30,8 @@ MUTANTS = (
         "workflows/evaluation_inputs",
         "workflows/evaluation_inputs",
         ("split=split, skip_bad", "skip_bad"),
-        ('self.against == "held-out" and held_out.names and', "False and"),
+        ('self.against == "held-out" or encode', "encode"),
+        ('self.against == "held-out" or encode', 'self.against == "held-out"'),
         ('self.against == "held-out" and self.held_out is None', "False"),
         (
             "self.against not in (choices := get_args(Against))",

@@ -148,6 +148,7 @@ MUTANTS = (
         ("job=job.validated_on(self.held_out)", "job=job"),
     ),
     *of("workflows/model_card", "cli/tables", ("1000 * s:.3g", "s:.3g")),
+    *of("workflows/compress_classifiers", "cli/compress", ("split=held_out_split(data), ", "")),
     *of(
         "workflows/evaluation_inputs",
         "workflows/evaluation_inputs",

@@ -36,19 +36,21 @@ def test_samples_are_compared_with_held_out_images_of_their_own_classes(monkeypa
     images = SimpleNamespace(labels=torch.tensor([0, 1]), names=("cat", "dog"))
     monkeypatch.setattr(evaluation_inputs, "load", lambda spec, **options: images)
 
-    def read(against, *names):
+    def read(against, *names, encode=False):
         teacher = SimpleNamespace(codec=None, shape=(2, 4, 4), class_names=names)
         run = SimpleNamespace(config={"data": "l"}, folder="r")
         return EvaluationInputs(
             run=run, data=None, teacher=None, held_out="photos", against=against, beside=(), net=None,
             verify=False,
-        ).unseen(images, teacher)  # fmt: skip
+        ).unseen(images, teacher, encode=encode)  # fmt: skip
 
     assert (
         read("held-out", "cat", "dog") is read("held-out") is read("data", "dog", "cat") is images
     )
     with pytest.raises(ConfigError, match="the held-out data has the classes"):
         read("held-out", "dog", "cat")
+    with pytest.raises(ConfigError, match="the held-out data has the classes"):
+        read("data", "dog", "cat", encode=True)  # their labels are what they are encoded with
 
 
 def test_distances_to_held_out_images_need_them():
