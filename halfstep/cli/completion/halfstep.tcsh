@@ -41,7 +41,7 @@ complete halfstep \
         'c/--preset=/(digits-parallel-decoding)/' \
         'c/--walks=/f/' \
         'c/--preset=/(digits-cached-walks)/' \
-        'c/--preset=/(digits-guided fashion-mnist-guided)/' \
+        'c/--preset=/(digits-guided)/' \
         'c/--preset=/(digits-encoder)/' \
         'c/--choose=/(score even)/' \
         'c/--preset=/(digits-shrink)/' \
@@ -91,7 +91,7 @@ complete halfstep \
         'n/--preset/(digits-parallel-decoding)/' \
         'n/--walks/f/' \
         'n/--preset/(digits-cached-walks)/' \
-        'n/--preset/(digits-guided fashion-mnist-guided)/' \
+        'n/--preset/(digits-guided)/' \
         'n/--preset/(digits-encoder)/' \
         'n/--choose/(score even)/' \
         'n/--preset/(digits-shrink)/' \
