@@ -15,8 +15,9 @@ from halfstep.evaluation.features.cache import fingerprint
 from halfstep.evaluation.guided_comparison import guided_evaluation, GuidedEvaluation
 from halfstep.evaluation.metrics.cost import cost
 from halfstep.evaluation.metrics.fidelity import grid_cost, learning_error
+from halfstep.evaluation.metrics.memorisation import Memorisation
 from halfstep.evaluation.report_data import GuidedTable, Measurement, Pictures, Row, Split
-from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row, sheets
+from halfstep.evaluation.row_metrics import drift_of, row, sheets
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
 from halfstep.evaluation.setups import (
     Candidates,
@@ -143,10 +144,7 @@ class Comparison:
         """All rows, and the images of teacher and students."""
         candidates, scorer = self.candidates, self.scorer
         (teacher, *baselines), full = teacher_rows.rows, teacher_rows.full
-        held_out = None
-        if candidates.held_out is not None and scorer.learnt_features is None:
-            held_out = scorer.features_of(candidates.held_out)
-        rows = [replace(teacher, memorisation=memorisation_of(full, held_out, scorer)), *baselines]
+        rows = [replace(teacher, memorisation=self._memorisation(full)), *baselines]
         images, students = [(teacher.name, full.images)], dict[int, SampleSet]()
         for setup in setups:
             pipeline, _, steps = setup.sampling
@@ -158,7 +156,7 @@ class Comparison:
                     result,
                     drift=drift_of(full, samples),
                     split=self._split(steps),
-                    memorisation=memorisation_of(samples, held_out, scorer),
+                    memorisation=self._memorisation(samples),
                     compressed=as_trained(pipeline, setup.name) if smaller else None,
                     baseline=self._baseline(teacher_rows, result.calls, samples),
                 )
@@ -173,6 +171,11 @@ class Comparison:
                 result = replace(result, network=setup.network, student_ratio=over)
             rows.append(result)
         return rows, images
+
+    def _memorisation(self, samples: SampleSet) -> Memorisation | None:
+        """Memorisation, by distances in feature space; None without held-out data."""
+        training = self.candidates.training
+        return None if training is None else training.memorisation(samples.features)
 
     def _baseline(
         self, teacher_rows: TeacherRows, calls: int, samples: SampleSet
@@ -198,16 +201,15 @@ class Comparison:
     def _measurement(self, machine: str) -> Measurement:
         """The settings of the measurements."""
         candidates, scorer, config = self.candidates, self.scorer, self.config
-        against_held_out = scorer.learnt_features is not None
         return Measurement(
             features=scorer.features.name,
             preprocessing=scorer.features.preprocessing,
             digest=scorer.features.digest,
-            data=fingerprint(scorer.real if against_held_out else candidates.data),
+            data=fingerprint(candidates.held_out or candidates.data),
             samples=config.samples,
             real=len(scorer.real),
             real_few=len(scorer.real_few),
-            held_out=against_held_out,
+            held_out=candidates.held_out is not None,
             seed=config.seed,
             guidance_scale=scorer.guidance_scale,
             floor=scorer.floor,

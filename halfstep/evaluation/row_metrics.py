@@ -18,7 +18,6 @@ from halfstep.evaluation.metrics.distance_bootstrap import (
 from halfstep.evaluation.metrics.distances import inception_score
 from halfstep.evaluation.metrics.drift import Drift, drift
 from halfstep.evaluation.metrics.fidelity import fidelity, worst_pairs
-from halfstep.evaluation.metrics.memorisation import Memorisation, memorisation
 from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
 from halfstep.evaluation.report_data import Distances, Pictures, Row
 from halfstep.evaluation.sample_sets import SampleScorer, SampleSet
@@ -88,17 +87,6 @@ def drift_of(full: SampleSet, samples: SampleSet) -> tuple[Drift, ...] | None:
     if samples.images.ndim != 4 or min(samples.images.shape[2:]) < 3 or len(samples) < 8:
         return None
     return drift(full.images, samples.images)
-
-
-def memorisation_of(
-    samples: SampleSet, held_out: Tensor | None, scorer: SampleScorer
-) -> Memorisation | None:
-    """Memorisation, by distances in feature space; None without held-out data."""
-    if scorer.learnt_features is not None:  # the real data were held out
-        return memorisation(samples.features, scorer.learnt_features, scorer.real_features)
-    if held_out is None:
-        return None
-    return memorisation(samples.features, scorer.real_features, held_out)
 
 
 def sheets(

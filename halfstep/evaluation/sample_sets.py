@@ -67,7 +67,6 @@ class SampleScorer:
     features        the feature network
     real            real data, float [N, *shape]
     known_features  features of the real data, float64 [N, D], if already computed
-    learnt_features  of what the networks were trained on, where the real data were held out
     n, seed         number of samples and seed of their noise, the same for every row
     batch           images per network call
     captions        function from sample numbers, int64 [B], to the conditions of their texts
@@ -88,7 +87,6 @@ class SampleScorer:
     labels: Tensor | None = None
     guidance_scale: float = 1.0
     division: Division = ALONE
-    learnt_features: Tensor | None = None
     real_features: Tensor = field(init=False)
     _teacher: SampleSet | None = field(init=False, default=None)
 
@@ -199,11 +197,6 @@ class SampleScorer:
         """Whole batches of the sampler and of the features, with the conditions of their texts."""
         for part in batches(rows, math.lcm(self.batch, self.features.batch)):
             yield part, None if self.captions is None else self.captions(torch.tensor(part))
-
-    def features_of(self, images: Tensor) -> Tensor:
-        """Features of images, float64 [N, D]."""
-        parts = images.split(self.features.batch)
-        return torch.cat(list(self.division.map(partial(_features, self.features), parts)))
 
     def distance(self, samples: SampleSet) -> float:
         """Fréchet distance to the real data."""

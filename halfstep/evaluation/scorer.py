@@ -113,6 +113,25 @@ def captions_of(data: Data, teacher: Pipeline) -> Callable[[Tensor], Cond] | Non
     return lambda samples: contexts.rows(order[samples % len(order)])
 
 
+def captions_beside(
+    data: Data, reference: Data, teacher: Pipeline
+) -> Callable[[Tensor], Cond] | None:
+    """The captions of the real images that samples are compared with.
+
+    data       what the networks were trained on
+    reference  the real images: these data, or others that were held out
+
+    `ConfigError` if the data have captions, and the reference none.
+    """
+    captions = captions_of(reference, teacher)
+    if captions is None and captions_of(data, teacher) is not None:
+        raise ConfigError(
+            "samples of a text model take the captions of the images that they are compared with, and the "
+            "held-out data have none: give latents with captions as --held-out, or leave out --against"
+        )
+    return captions
+
+
 def refuse_samples(most: int, shape: tuple[int, ...]) -> None:
     """Raise `ConfigError` for more samples than memory holds."""
     refuse_too_large(f"{most:,} samples", (most, *shape), "write a smaller --samples")
@@ -127,24 +146,21 @@ def scorer_for(
     *,
     teacher: Pipeline | None = None,
     labels: Tensor | None = None,
-    learnt: Data | Tensor | None = None,
 ) -> SampleScorer:
     """A scorer against these data, whose features are cached on disk.
 
     teacher  its samples, and those of its students, take its classes in turn, if it has any and no captions
     labels   class of each real image; by default those of the data
-    learnt   what the networks were trained on, where these data were held out
     """
     real = data if isinstance(data, Tensor) else data.batch(torch.arange(len(data))).x0
     refuse_samples(max(config.samples, config.split_samples), real.shape[1:])
     if labels is None and not isinstance(data, Tensor):
         # of all rows, where `real_labels` are of decoded ones
         labels = None if isinstance(data, NoData) else data.labels
-    known = partial(data_features, features, cache=cache_folder(), division=division)
     return SampleScorer(
         features,
         real,
-        known(data),
+        real_features(features, data, division),
         n=config.samples,
         seed=config.seed,
         captions=captions,
@@ -152,8 +168,12 @@ def scorer_for(
         labels=labels,
         guidance_scale=config.scale,
         division=division,
-        learnt_features=None if learnt is None else known(learnt),
     )
+
+
+def real_features(features: Features, data: Data | Tensor, division: Division) -> Tensor:
+    """The features of real images, which are cached on disk, float64 [N, D]."""
+    return data_features(features, data, cache=cache_folder(), division=division)
 
 
 def classes_in_turn(teacher: Pipeline | None, captions: Callable[[Tensor], Cond] | None) -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Le
-from torch import Tensor
 
 from halfstep.config.validate import Count, NotNegative, Seed, Validated
 from halfstep.data import Data
@@ -14,6 +13,7 @@ from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import Variant
 from halfstep.evaluation.metrics.cost import calls_of, SamplingSetup
+from halfstep.evaluation.metrics.memorisation import TrainingImages
 from halfstep.evaluation.report_data import RowRole
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.samplers import check_sampling
@@ -95,24 +95,27 @@ class Candidates:
 
     students       most steps first, each distilled from the one before
     times          the teacher's time grid, which the first student halves
-    held_out       data that no network was trained on; None leaves memorisation out
+    training       features of what the networks were trained on, and how near new images are; None leaves
+                   memorisation out
     first_teacher  the teacher of the first student, if another one: the first stage of a guided
                    distillation, or a smaller network
     halved         steps of the students that merge two steps of the one before, the first of them two of the
                    teacher's; None of all
     others         (name, pipeline, steps) of networks of other sizes, for comparison
     variants       students made smaller after training
+    held_out       data that no network was trained on, if samples are compared with them
     """
 
     teacher: Pipeline
     students: Sequence[Pipeline]
     data: Data
     times: Times = ()
-    held_out: Tensor | None = None
+    training: TrainingImages | None = None
     first_teacher: Pipeline | None = None
     others: Sequence[OtherSize] = ()
     variants: Sequence[Variant] = ()
     halved: frozenset[int] | None = None
+    held_out: Data | None = None
 
     def variants_of(self, count: int) -> list[Variant]:
         """The variants of the student of so many steps."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,12 +13,14 @@ from halfstep.division import Division
 from halfstep.errors import ConfigError
 from halfstep.evaluation.features.registry import Features
 from halfstep.evaluation.guided_comparison import scales_of
+from halfstep.evaluation.metrics.memorisation import TrainingImages
 from halfstep.evaluation.report_data import AnyReport
 from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.scorer import (
-    captions_of,
+    captions_beside,
     chosen_features,
     load_features,
+    real_features,
     real_images,
     real_labels,
     scorer_for,
@@ -169,28 +170,32 @@ def _comparison(
 ) -> Comparison:  # fmt: skip
     """The candidates and their scorer, on the first process."""
     teacher, students = networks.teacher, networks.students
-    unseen = inputs.unseen(data, teacher)
+    unseen, apart = inputs.unseen(data, teacher), inputs.against == "held-out"
     if isinstance(data, Latents):
         data = read_by(teacher, data)
+    if apart and isinstance(unseen, Latents) and unseen.contexts is not None:
+        unseen = read_by(teacher, unseen)  # for its captions
     real = real_images(data, teacher, division=division, progress=progress)
     held_out = None if unseen is None else _held_out(unseen, real, teacher, division, progress)
-    candidates = Candidates(
-        teacher, students, data, inputs.run.teacher_times, held_out,
-        networks.first_teacher, others, networks.variants, inputs.run.halved,
-    )  # fmt: skip
     progress.note(f"{inputs.run.folder}: {len(students)} student{'s' * (len(students) != 1)}")
     progress.note(f"features {network.name} ({network.preprocessing})")
+    compared, reference = (held_out, unseen) if apart else (real, data)
+    assert compared is not None and reference is not None  # `EvaluationInputs` refuses it
+    scorer = scorer_for(
+        network, compared, config, captions_beside(data, reference, teacher), division,
+        teacher=teacher, labels=real_labels(reference),
+    )  # fmt: skip
+    training = None
+    if held_out is not None:
+        other = real_features(network, real if apart else held_out, division)
+        learnt, new = (other, scorer.real_features) if apart else (scorer.real_features, other)
+        training = TrainingImages.beside(learnt, new)
+    candidates = Candidates(
+        teacher, students, data, inputs.run.teacher_times, training, networks.first_teacher, others,
+        networks.variants, inputs.run.halved, unseen if apart else None,
+    )  # fmt: skip
     for sentence in candidates.left_out(config):
         progress.note(sentence)
-    scored = partial(
-        scorer_for, network, config=config, captions=captions_of(data, teacher), division=division,
-        teacher=teacher,
-    )  # fmt: skip
-    if inputs.against == "held-out":
-        assert unseen is not None and held_out is not None  # `EvaluationInputs` refuses it
-        scorer = scored(held_out, labels=real_labels(unseen), learnt=real)
-    else:
-        scorer = scored(real, labels=real_labels(data))
     return Comparison(candidates, scorer, config)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import halfstep
 from halfstep.evaluation import Interval
+from halfstep.evaluation.metrics.memorisation import nearest
 from halfstep.pipeline import Pipeline
 from halfstep.training.gate_record import read_gate
 from halfstep.workflows.report import provenance
@@ -141,18 +143,21 @@ def test_points_whose_teacher_was_moved(moons, cli):
     assert refused(cli("evaluate", "d", "--data", "two-moons", *BRIEF), "is not named in it")
 
 
-def test_memorisation_is_evaluated_by_data_that_was_held_out(moons, cli):
+def test_memorisation_is_evaluated_by_data_that_was_held_out(moons, cli, monkeypatch):
     points = halfstep.load_data("two-moons").values[:40]
     np.save("seen.npy", points.numpy())
     shutil.copytree(moons, "t")
     words = ["evaluate", "t", *BRIEF, "--full", 2, "--held-out"]
-    assert refused(cli(*words, "seen.npy"), "held_out are training")
+    monkeypatch.setattr(Pipeline, "sample", None)  # it is refused before anything is sampled
+    for more in ([], ["--against", "held-out"]):
+        assert refused(cli(*words, "seen.npy", *more), "held_out are training")
     assert not Path("t/report.json").exists()
 
 
 def test_distances_can_be_measured_to_data_that_was_held_out(moons, cli):
     """Both reports have the same memorisation; the distances, the real data and the page differ."""
-    np.save("unseen.npy", np.random.default_rng(3).uniform(-1, 1, (50, 2)).astype(np.float32))
+    unseen = np.random.default_rng(3).uniform(-1, 1, (50, 2)).astype(np.float32)
+    np.save("unseen.npy", unseen)
     reports = []
     for name, words in (("a", []), ("b", ["--against", "held-out"])):
         shutil.copytree(moons, name)
@@ -161,6 +166,9 @@ def test_distances_can_be_measured_to_data_that_was_held_out(moons, cli):
         reports.append(read_back(Path(name))[0])
     (of_data,), (of_held_out,) = [report["rows"] for report in reports]
     assert of_data["memorisation"] == of_held_out["memorisation"]
+    learnt = halfstep.load_data("two-moons").values
+    new = nearest(torch.from_numpy(unseen), learnt)[:, 0].mean()
+    assert of_data["memorisation"]["held_out"]["value"] == pytest.approx(float(new))
     assert [report["measure"]["real"] for report in reports] == [10_000, 50]
     assert [report["measure"]["held_out"] for report in reports] == [False, True]
     assert reports[0]["measure"]["data"] != reports[1]["measure"]["data"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from halfstep.batch import Cond
+from halfstep.data.latents.contexts import Contexts
 from halfstep.data.latents.dataset import open_latents
 from halfstep.data.latents.encoding import Layout, write_latents
 from halfstep.data.latents.image_stream import stream
@@ -62,6 +63,35 @@ def test_models_of_texts_are_judged_on_the_datas_captions():
     assert torch.allclose(more.images, by_hand, atol=1e-5)
     assert scorer.captions_of(data, pipeline(latents())) is None
     assert scorer.captions_of(latents(), teacher) is None  # samples have the empty text
+
+
+def test_samples_have_the_captions_of_the_images_that_they_are_compared_with():
+    data = latents(texts=True)
+    teacher, held_out = pipeline(data, texts=True), latents(texts=True)
+    held_out = replace(held_out, contexts=_mirrored(held_out.contexts))
+    rows = torch.arange(5)
+
+    def states(captions):
+        return captions(rows).encoder_hidden_states
+
+    own = states(scorer.captions_beside(data, data, teacher))
+    assert torch.equal(own, states(scorer.captions_of(data, teacher)))
+    other = states(scorer.captions_beside(data, held_out, teacher))
+    assert torch.equal(other, -own)
+    with pytest.raises(
+        ConfigError, match="the held-out data have none: give latents with captions"
+    ):
+        scorer.captions_beside(data, latents(), teacher)
+    assert scorer.captions_beside(latents(), latents(), pipeline(latents())) is None
+
+
+def _mirrored(contexts):
+    """The captions with states of the other sign."""
+    states = contexts.rows(torch.arange(N)).encoder_hidden_states
+    null = contexts.null.encoder_hidden_states
+    return Contexts.of(
+        Cond(encoder_hidden_states=-states), torch.arange(N + 1), Cond(encoder_hidden_states=null)
+    )
 
 
 # -- what is read ----------------------------------------------------------------------------------

@@ -210,10 +210,12 @@ def test_latents_that_were_held_out_are_decoded(cli, run, made):
     student = Pipeline.load(run / "stages/0002-steps")
     decoded = student.codec.decode(load("others").batch(torch.arange(8)).x0)
     real = student.codec.decode(load("l").batch(torch.arange(8)).x0)
-    from halfstep.evaluation.metrics.memorisation import memorisation
+    from halfstep.evaluation.metrics.memorisation import TrainingImages
 
     look = corners()
-    known = plain(memorisation(look(student.sample(16)), look(real), look(decoded)))
+    known = plain(
+        TrainingImages.beside(look(real), look(decoded)).memorisation(look(student.sample(16)))
+    )
     assert latents[-1] == pytest.approx(known["held_out"]["value"], rel=1e-4)
     assert images != latents  # the codec's loss is in one of them
 

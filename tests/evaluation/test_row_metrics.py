@@ -11,7 +11,7 @@ from halfstep.data.latents.shards import Shards
 from halfstep.evaluation import Features, SampleScorer, scorer as scorer_module
 from halfstep.evaluation.metrics.floor import sampling_floor
 from halfstep.evaluation.metrics.precision_recall_bootstrap import precision_recall_intervals
-from halfstep.evaluation.row_metrics import drift_of, memorisation_of, row as row_of, sheets
+from halfstep.evaluation.row_metrics import drift_of, row as row_of, sheets
 from halfstep.evaluation.sample_sets import SampleSet
 from halfstep.evaluation.setups import Setup
 from halfstep.schema import plain
@@ -52,13 +52,6 @@ def test_a_row_is_the_students_over_the_teachers(data):
     both = precision_recall_intervals(scorer.real_few, other.features)
     assert [row["distances"][name] for name in ("precision", "recall")] == plain(both)
     assert both[0].value != both[1].value
-
-
-def test_memorised_is_measured_from_the_samples_to_what_was_trained_on(data):
-    scorer = image_scorer(data)
-    copies = SampleSet(data.values[:30], scorer.real_features[:30], 1.0)
-    result = memorisation_of(copies, few(images(25, 9)), scorer)
-    assert result.train.value == 0 < result.held_out.value
 
 
 def test_pictures_stand_in_their_rows_and_pairs():

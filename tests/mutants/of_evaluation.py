@@ -4,27 +4,23 @@ from tests.mutants.mutant import of
 
 MUTANTS = (
     *of(
-        "evaluation/row_metrics",
-        "cli/evaluate",
-        (
-            "memorisation(samples.features, scorer.learnt_features, scorer.real_features)",
-            "memorisation(samples.features, scorer.real_features, scorer.learnt_features)",
-        ),
-    ),
-    *of(
         "evaluation/report_rows",
         "cli/evaluate",
-        ("scorer.real if against_held_out else candidates.data", "candidates.data"),
-        (
-            "learnt_features is not None\n        return Measurement",
-            "learnt_features is None\n        return Measurement",
-        ),
+        ("candidates.held_out or candidates.data", "candidates.data"),
+        ("held_out=candidates.held_out is not None", "held_out=candidates.held_out is None"),
     ),
     *of(
         "workflows/evaluate",
         "cli/evaluate",
-        ("learnt=real)", "learnt=held_out)"),
-        ("scored(held_out, labels", "scored(real, labels"),
+        ("(held_out, unseen) if apart", "(real, unseen) if apart"),
+        ("TrainingImages.beside(learnt, new)", "TrainingImages.beside(new, learnt)"),
+        ("(other, scorer.real_features) if apart", "(scorer.real_features, other) if apart"),
+    ),
+    *of(
+        "evaluation/scorer",
+        "cli/latent_runs",
+        ("captions = captions_of(reference, teacher)", "captions = captions_of(data, teacher)"),
+        ("if captions is None and captions_of(data", "if False and captions_of(data"),
     ),
     *of(
         "workflows/evaluation_inputs",
@@ -224,10 +220,6 @@ MUTANTS = (
         (
             "fidelity(full.images, samples.images, full.features, samples.features)",
             "fidelity(samples.images, full.images, samples.features, full.features)",
-        ),
-        (
-            "memorisation(samples.features, scorer.real_features, held_out)",
-            "memorisation(held_out, scorer.real_features, samples.features)",
         ),
         ("precision_recall_intervals(few, fake,", "precision_recall_intervals(fake, few,"),
         (

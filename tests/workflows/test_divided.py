@@ -189,6 +189,7 @@ def test_encoding_goes_on_with_another_number_of_processes(tmp_path, failing, th
 def test_a_unit_of_samples_is_whole_batches_of_sampler_and_features():
     """So that dividing them changes no bit, whatever their sizes."""
     from halfstep.evaluation import SampleScorer
+    from halfstep.evaluation.features.cache import data_features
 
     real = torch.zeros(4, *SHAPE)
     features = replace(FEATURES, batch=6)
@@ -204,7 +205,7 @@ def test_a_unit_of_samples_is_whole_batches_of_sampler_and_features():
         def lead():
             divided = SampleScorer(features, real, n=40, batch=4, division=division)
             found.append(divided.sample(pipe, "ddim", 2))
-            found.append(divided.features_of(one.images))
+            found.append(data_features(features, one.images, cache=None, division=division))
 
         division.lead(lead, pipe.denoiser, features)
         return found

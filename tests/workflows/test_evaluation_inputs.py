@@ -11,12 +11,13 @@ from halfstep.workflows.evaluation_inputs import EvaluationInputs
 from tests.support.latent_runs import latents
 
 
-def inputs(held_out=None, **config):
+def inputs(held_out=None, against="data", **config):
     """Inputs of a run with these options."""
     run = SimpleNamespace(config=config, folder="r")
     return EvaluationInputs(
-        run=run, data=None, teacher=None, held_out=held_out, beside=(), net=None, verify=False
-    )
+        run=run, data=None, teacher=None, held_out=held_out, against=against, beside=(), net=None,
+        verify=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("factor, size", [(None, 5), (4, 16)])
@@ -38,11 +39,7 @@ def test_samples_are_compared_with_held_out_images_of_their_own_classes(monkeypa
 
     def read(against, *names, encode=False):
         teacher = SimpleNamespace(codec=None, shape=(2, 4, 4), class_names=names)
-        run = SimpleNamespace(config={"data": "l"}, folder="r")
-        return EvaluationInputs(
-            run=run, data=None, teacher=None, held_out="photos", against=against, beside=(), net=None,
-            verify=False,
-        ).unseen(images, teacher, encode=encode)  # fmt: skip
+        return inputs("photos", against, data="l").unseen(images, teacher, encode=encode)
 
     assert (
         read("held-out", "cat", "dog") is read("held-out") is read("data", "dog", "cat") is images
@@ -54,18 +51,11 @@ def test_samples_are_compared_with_held_out_images_of_their_own_classes(monkeypa
 
 
 def test_distances_to_held_out_images_need_them():
-    def against(choice, held_out):
-        run = SimpleNamespace(config={"data": "l"}, folder="r")
-        return EvaluationInputs(
-            run=run, data=None, teacher=None, held_out=held_out, against=choice, beside=(), net=None,
-            verify=False,
-        )  # fmt: skip
-
-    assert against("held-out", "photos").against == "held-out"
+    assert inputs("photos", "held-out", data="l").against == "held-out"
     with pytest.raises(ConfigError, match="write --held-out DATA"):
-        against("held-out", None)
+        inputs(None, "held-out", data="l")
     with pytest.raises(ConfigError, match="no choice of real images 'test'"):
-        against("test", "photos")
+        inputs("photos", "test", data="l")
 
 
 def test_a_run_without_data_is_refused():

@@ -36,44 +36,56 @@ class Memorisation:
     """A sentence if the generator memorises; else None."""
 
 
-def memorisation(
-    samples: Tensor,
-    training: Tensor,
-    held_out: Tensor,
-    *,
-    resamples: int = 200,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Memorisation:
-    """Measure whether samples lie nearer to the training images than new images do.
+@dataclass(frozen=True)
+class TrainingImages:
+    """All training images, and how near held-out images lie to them: the reference for samples."""
 
-    samples   pixels or features, float [N, ...]
-    training  all training data, float [M, ...], M at least 2
-    held_out  real data not trained on, float [K, ...]
+    images: Tensor
+    of_held_out: Tensor
+    """Distances of held-out images to the nearest two training images, float64 [K, 2]."""
 
-    The intervals resample samples and held-out images; the training set is fixed.  A generator is flagged if
-    the ratio's interval lies below 1/2, or that of copies above 1 %.  A copy has d1 <= d2 / 3 for its two
-    nearest training images (Yoon et al., "Diffusion probabilistic models generalize when they fail to
-    memorize", 2023), which detects a generator that copies rarely.
-    """
-    of_samples, of_held_out = nearest(samples, training), nearest(held_out, training)
-    if float(of_held_out[:, 0].median()) == 0:
-        raise ConfigError(
-            "most images of held_out are training images: give images that were not trained on"
+    @classmethod
+    def beside(cls, training: Tensor, held_out: Tensor) -> "TrainingImages":
+        """The distances of held-out images, which all samples share.
+
+        training  pixels or features of all training data, float [M, ...], M at least 2
+        held_out  of real data not trained on, float [K, ...]
+
+        `ConfigError` if most held-out images are training images.
+        """
+        of_held_out = nearest(held_out, training)
+        if float(of_held_out[:, 0].median()) == 0:
+            raise ConfigError(
+                "most images of held_out are training images: give images that were not trained on"
+            )
+        return cls(training, of_held_out)
+
+    def memorisation(
+        self, samples: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+    ) -> Memorisation:
+        """Measure whether samples lie nearer to the training images than new images do.
+
+        samples  pixels or features, as those of the images, float [N, ...]
+
+        The intervals resample samples and held-out images; the training set is fixed.  A generator is
+        flagged if the ratio's interval lies below 1/2, or that of copies above 1 %.  A copy has
+        d1 <= d2 / 3 for its two nearest training images (Yoon et al., "Diffusion probabilistic models
+        generalize when they fail to memorize", 2023), which detects a generator that copies rarely.
+        """
+        of_samples, of_held_out = nearest(samples, self.images), self.of_held_out
+
+        def interval(statistic: Callable[..., float], *sets: Tensor) -> Interval:
+            return basic_bootstrap(statistic, *sets, resamples=resamples, level=level, seed=seed)
+
+        ratio = interval(lambda a, b: _mean(a) / _mean(b), of_samples, of_held_out)
+        copies = interval(lambda a, b: _copied(a) - _copied(b), of_samples, of_held_out)
+        return Memorisation(
+            interval(_mean, of_samples),
+            interval(_mean, of_held_out),
+            ratio,
+            copies,
+            _flag(ratio, copies),
         )
-
-    def interval(statistic: Callable[..., float], *sets: Tensor) -> Interval:
-        return basic_bootstrap(statistic, *sets, resamples=resamples, level=level, seed=seed)
-
-    ratio = interval(lambda a, b: _mean(a) / _mean(b), of_samples, of_held_out)
-    copies = interval(lambda a, b: _copied(a) - _copied(b), of_samples, of_held_out)
-    return Memorisation(
-        interval(_mean, of_samples),
-        interval(_mean, of_held_out),
-        ratio,
-        copies,
-        _flag(ratio, copies),
-    )
 
 
 def nearest(points: Tensor, among: Tensor, *, memory: int = 1 << 23) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from halfstep.errors import ConfigError, DataError
 from halfstep.evaluation.metrics import memorisation as module
 from halfstep.evaluation.metrics.bootstrap import Interval
-from halfstep.evaluation.metrics.memorisation import memorisation, nearest
+from halfstep.evaluation.metrics.memorisation import nearest, TrainingImages
 from tests.support.denoisers import seeded
 
 SHAPE = (1, 3, 4)
@@ -17,6 +17,10 @@ def drawn(n, seed, scale=1.0):
 
 
 TRAINING, HELD_OUT = drawn(700, 0), drawn(250, 1)
+
+
+def memorisation(samples, training, held_out, **options):
+    return TrainingImages.beside(training, held_out).memorisation(samples, **options)
 
 
 @pytest.mark.parametrize("memory", [1, 700 * 7, 1 << 23])
