@@ -37,7 +37,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("figure", "ends", "percent", "seconds", "big", "calls", "exact", "interval"):
+    for name in (
+        "figure",
+        "ends",
+        "percent",
+        "seconds",
+        "big",
+        "calls",
+        "exact",
+        "interval",
+        "real_images",
+    ):
         environment.filters[name] = getattr(numbers, name)
     environment.filters["typeset"] = _typeset
     return environment

@@ -11,7 +11,7 @@ from halfstep.evaluation.report_files import read_report, REPORT
 from halfstep.models.classifiers.registry import classifier_recipe, example_shape
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.torch_export import Program
-from halfstep.report.words.numbers import big
+from halfstep.report.words.numbers import big, real_images
 from halfstep.version import __version__
 
 INPUTS = {
@@ -232,7 +232,8 @@ def _run_of(source: Path) -> Path | None:
 
 def _lines(row: Row, measure: Measurement) -> list[str]:
     distance, cost = row.distances.frechet_distance, row.cost
-    samples, features = f"{measure.samples:,} samples", plain(measure.features)
+    features = plain(measure.features)
+    samples = f"{measure.samples:,} samples against {real_images(measure)}"
     lines = [f"- Fréchet distance: {distance} with {samples}, features {features}"]
     if row.ratio:
         lines[-1] += f"; {row.ratio} times the teacher's"

@@ -7,6 +7,7 @@ import torch
 
 from halfstep.evaluation.report_data import Measurement, Report
 from halfstep.report.images.png import save_grid
+from halfstep.report.words.numbers import real_images
 from halfstep.workflows.model_card import plain
 
 PICTURE = "samples.png"
@@ -23,7 +24,8 @@ def report_table(report: Report) -> list[str]:
             for row in report.rows
         ),
         "",
-        f"{measure.samples:,} samples, features {plain(measure.features)}; {_floor(measure)}.",
+        f"{measure.samples:,} samples against {real_images(measure)}, features {plain(measure.features)}; "
+        f"{_floor(measure)}.",
     ]
     return [line.rstrip() for line in lines]
 

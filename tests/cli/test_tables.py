@@ -168,7 +168,9 @@ def test_reconstructions():
 def test_the_card_of_an_exported_student():
     row = rows_of(FOUND, "student")[0]
     first, second = _lines(REPORT.students[0], replace(REPORT.measure, machine="a machine"))
-    distance, ratio = first.split(" with 2,000 samples, features digits; ")
+    distance, ratio = first.split(
+        " with 2,000 samples against 1,797 real images, features digits; "
+    )
     assert says(distance, *spread(row["distances"]["frechet_distance"]))
     assert says(ratio.removesuffix(" times the teacher's"), *spread(row["ratio"]))
     taken = [row["cost"]["seconds_per_sample"][batch] for batch in ("1", "64")]
@@ -177,6 +179,8 @@ def test_the_card_of_an_exported_student():
     ):
         text, end = text.split(" at batch ")
         assert says(text.removeprefix("- Seconds a sample: "), seconds) and end == batch
+    [apart] = _lines(REPORT.students[0], replace(REPORT.measure, held_out=True))[:1]
+    assert "against 1,797 real images that no network was trained on, features" in apart
 
 
 EVIL = "ev\x1b[31mil"

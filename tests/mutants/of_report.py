@@ -9,6 +9,7 @@ GRID, LEARNED = (
 NEAR, HELD = "measured(row.memorisation.train, 3)", "measured(row.memorisation.held_out, 3)"
 NEXT = " }}</td><td>{{ "
 MUTANTS = (
+    *of("report/words/numbers", "cli/tables", ("if measure.held_out", "if not measure.held_out")),
     *of(
         "report/plots/labels",
         "report/labels",

@@ -18,7 +18,7 @@ from halfstep.evaluation.report_data import (
 from halfstep.evaluation.verdicts import ratio_less_floor
 from halfstep.report.plots.figures import without_figures
 from halfstep.report.plots.sizes import sizes
-from halfstep.report.words.numbers import big, percent, seconds
+from halfstep.report.words.numbers import big, percent, real_images, seconds
 
 STYLES = {"student": "bold green", "baseline": "dim"}
 
@@ -54,6 +54,7 @@ def print_rows(console: Console, report: Report) -> None:
             style=STYLES.get(row.role, ""),
         )
     print_wide(console, table)
+    say(console, "against", real_images(report.measure))
     _say_floor(
         console,
         report.measure,

@@ -5,6 +5,7 @@ from math import floor, log10
 from statistics import median
 
 from halfstep.evaluation.metrics.bootstrap import Interval
+from halfstep.evaluation.report_data import Measurement
 
 ALMOST = 0.9995
 """From this value on, three digits round up to the next unit: to 1.00 ms, not 1,000 µs."""
@@ -21,6 +22,12 @@ def places(values: Iterable[float], *, digits: int = 3) -> int:
     """The number of decimals, 0 to 6, that gives the median of these values so many digits."""
     sizes = [abs(value) for value in values if value]
     return min(max(digits - 1 - floor(log10(median(sizes))), 0), 6) if sizes else digits
+
+
+def real_images(measure: Measurement) -> str:
+    """Such as "10,000 real images that no network was trained on"."""
+    apart = " that no network was trained on" if measure.held_out else ""
+    return f"{measure.real:,} real images{apart}"
 
 
 def interval(measured: Interval, decimals: int) -> str:
