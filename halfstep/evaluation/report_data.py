@@ -109,7 +109,7 @@ class Measurement:
     real, real_few  numbers of real samples: for the Fréchet distance, for all other distances
     floor           expected Fréchet distance of as many perfect samples; 0 if it is unknown
     floor_at_2000   of 2,000 perfect samples; None in older reports
-    floor_note      why it is unknown or of other classes than the samples; empty if neither
+    floor_note      why it is unknown, too low or of other classes than the samples; else empty
     left_out        a sentence for each baseline that was not sampled
     held_out        whether no network was trained on the real data
     """

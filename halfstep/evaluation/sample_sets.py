@@ -102,7 +102,7 @@ class SampleScorer:
 
     @property
     def floor_note(self) -> str:
-        """Why the floor is unknown or of other classes; empty if it is that of the samples."""
+        """Why the floor is unknown, too low or of other classes; else empty."""
         return self._noted_floor[1]
 
     @cached_property

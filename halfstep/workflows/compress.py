@@ -36,7 +36,7 @@ from halfstep.training.run_identity import environment
 from halfstep.workflows.compress_classifiers import compress_classifier, CompressedClassifier
 from halfstep.workflows.evaluate import evaluate as evaluate_run
 from halfstep.workflows.locate import DiffusersOptions, is_diffusers, locate_pipeline
-from halfstep.workflows.report import provenance, report_on, save
+from halfstep.workflows.report import provenance, refuse_other_images, report_on, save
 
 DEFAULT, OWN = Evaluation(), DiffusersOptions()
 
@@ -208,6 +208,8 @@ def _compress_run(config: CompressConfig, progress: Progress) -> Compressed:
     if not students:
         raise ConfigError(f"'{config.run}' has no finished student: distil one first")
     _refuse_encoder(students[0])
+    if config.evaluate:
+        refuse_other_images(run.folder)
     written = list[CompressedStudent]()
     for steps in config.steps or (None,):
         student = locate_pipeline(config.run, steps=steps, net=config.net)

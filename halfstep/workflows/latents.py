@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -43,6 +43,8 @@ class LatentsConfig(Validated):
     """Side of the images in pixels."""
     channels: Count | None = None
     """1 for gray, 3 for colour."""
+    split: Literal["train", "test"] = "train"
+    """The training or the test images of cifar10:FOLDER or fashion-mnist:FOLDER."""
     skip_bad: bool = False
     """Leave out images that cannot be decoded, and list them in OUT/skipped.txt."""
     layout: Layout = field(default_factory=Layout)
@@ -132,8 +134,8 @@ def prepare_latents(config: LatentsConfig, *, progress: Progress = SILENT) -> La
     with processes.together():
         _check_places(config)
         images = stream(
-            config.data, size=config.size, channels=config.channels, skip_bad=config.skip_bad,
-            listed=config.out, progress=progress,
+            config.data, size=config.size, channels=config.channels, split=config.split,
+            skip_bad=config.skip_bad, listed=config.out, progress=progress,
         )  # fmt: skip
         codec = load_codec(_local(config.codec), scale=config.scale).to(processes.device)
         captions = _captions(config, images, processes.device, progress)

@@ -2,11 +2,12 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, UTC
 from pathlib import Path
 
 from halfstep import files
-from halfstep.errors import ConfigError
+from halfstep.errors import CheckpointError, ConfigError
 from halfstep.evaluation.report_data import (
     AnyReport,
     GateReport,
@@ -56,6 +57,20 @@ def save(report: AnyReport, folder: Path) -> None:
     """Write FOLDER/report.json, report.npz, report.html and, of a guided run, slider.html."""
     save_report(report, folder)
     write_report(report, folder)
+
+
+def refuse_other_images(run: Path) -> None:
+    """`ConfigError` if a report against the run's own data would replace one against held-out images."""
+    held_out = False
+    with suppress(ConfigError, CheckpointError):  # no report, or one that cannot be read
+        report = read_report(run)
+        held_out = isinstance(report, Report) and report.measure.held_out
+    if held_out:
+        raise ConfigError(
+            f"the report of '{run}' compares with held-out images, and would be replaced by distances to the "
+            f"run's own data: write --no-evaluate, then halfstep evaluate {run} --held-out DATA --against "
+            "held-out"
+        )
 
 
 def report_on(

@@ -102,6 +102,22 @@ def test_int8_stands_beside_its_student(run, cli, tmp_path):
     assert 0 < small["rmse"]["value"] < 0.05
 
 
+def test_a_report_against_held_out_images_is_not_replaced(run, cli, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    assert cli("evaluate", copied, *QUICK)[0] == 0
+    rewritten(copied / "report.json", lambda report: report["measure"].update(held_out=True))
+    before = (copied / "report.json").read_bytes()
+    words = ["compress", copied, "--prune", 0.5, "--steps", 1]
+    assert refused(cli(*words, *QUICK), "--no-evaluate")
+    assert (
+        not list(copied.glob("compressed/*-50")) and (copied / "report.json").read_bytes() == before
+    )
+    assert cli(*words, "--no-evaluate")[0] == 0
+    (copied / "report.json").write_text("{")
+    assert cli(*words, *QUICK)[0] == 0
+
+
 def test_variants_of_other_weights_are_refused(run, cli, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     cli("compress", tmp_path / "run", "--prune", 0.5, "--steps", 1, "--no-evaluate")

@@ -47,6 +47,27 @@ def refused(cli, *words, by):
     assert re.search(by, err), err
 
 
+def test_the_test_images_of_a_data_set_that_has_some(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 3), ("test", 2)):
+        images = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(n))
+    words = ("latents", "--data", "cifar10:.", "--codec", "codec", "--no-mirror", *SMALL)
+    for split, n in (("train", 3), ("test", 2)):
+        status, _, err = cli(*words, "--split", split, "--out", split)
+        assert status == 0, err
+        images = load("cifar10:.", split=split).batch(torch.arange(n)).x0
+        latents = open_latents(tmp_path / split)
+        assert len(latents) == n
+        torch.testing.assert_close(
+            latents.moments.rows(torch.arange(n)),
+            load_codec("codec").moments(images),
+            rtol=0,
+            atol=1e-5,
+        )
+    refused(cli, *ENCODE, "--split", "test", by="photos has no split 'test'")
+
+
 def test_images_are_encoded_as_the_codec_does(cli, tmp_path):
     status, out, err = cli(*ENCODE, *SMALL)
     assert (status, err) == (0, ""), err

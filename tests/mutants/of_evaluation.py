@@ -42,6 +42,24 @@ MUTANTS = (
         ('"teacher", "verify",', '"teacher",'),
     ),
     *of(
+        "workflows/report",
+        "cli/compress",
+        ("isinstance(report, Report) and report.measure.held_out", "isinstance(report, Report)"),
+        ("    if held_out:\n", "    if False:\n"),
+    ),
+    *of(
+        "evaluation/metrics/floor",
+        "evaluation/metrics/floor",
+        ("if count >= 2 * dimensions:", "if count >= dimensions:"),
+        ("if count >= 2 * dimensions:", "if count > 2 * dimensions:"),
+    ),
+    *of("workflows/latents", "cli/latents", ("split=config.split,", 'split="train",')),
+    *of(
+        "data/latents/image_stream",
+        "cli/latents",
+        ('split == "train"\n        and is_streamed', "is_streamed"),
+    ),
+    *of(
         "progress",
         "evaluation/guided_evaluation",
         ("    progress.expect(steps)\n    return _Part(progress)", "    return _Part(progress)"),

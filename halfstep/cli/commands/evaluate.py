@@ -45,8 +45,8 @@ class Evaluate:
     """Data that no network was trained on, to measure memorisation: of fashion-mnist:FOLDER and
     cifar10:FOLDER the test images. Encoders reconstruct them."""
     against: Against = "data"
-    """Real images that distances, precision and recall of samples are measured to: those of the run, or
-    held-out."""
+    """Real images that Fréchet distance, KID, precision and recall of samples are measured to: those of the
+    run, or held-out."""
     device: str = "auto"
     """auto, or one by name."""
     evaluation: Evaluation = field(default_factory=Evaluation)

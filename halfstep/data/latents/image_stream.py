@@ -74,6 +74,7 @@ def stream(
     *,
     size: int | None = None,
     channels: int | None = None,
+    split: str = "train",
     skip_bad: bool = False,
     listed: Path | None = None,
     progress: Progress = SILENT,
@@ -83,10 +84,16 @@ def stream(
     The options are those of `halfstep.data.load`.  `skip_bad` decodes every image once beforehand, to know
     which remain, unless the folder `listed` has the list of an earlier call.
     """
-    if is_streamed(spec) and (files := open_images(spec, progress=progress)) is not None:
+    if (
+        split == "train"
+        and is_streamed(spec)
+        and (files := open_images(spec, progress=progress)) is not None
+    ):
         images = ImageStream.open(files, size, channels, skip_bad=skip_bad)
         return images.without_bad(listed, progress) if skip_bad else images
-    data = load(spec, size=size, channels=channels, skip_bad=skip_bad, progress=progress)
+    data = load(
+        spec, size=size, channels=channels, split=split, skip_bad=skip_bad, progress=progress
+    )
     if not isinstance(data, Dataset) or not data.is_images:
         raise ConfigError(
             f"'{spec}' holds samples of shape {list(data.shape)}, not images: name images"

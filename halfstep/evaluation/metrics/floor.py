@@ -32,7 +32,8 @@ def sampling_floor(
     sizes to those. Where classes in turn have other shares than the data, the distance that this makes
     without any noise is kept as it is.
 
-    It needs N of at least 2 D, because a part is about half of the rows. The single row of a class stands in
+    It needs N of at least 2 D, because a part is about half of the rows: with D rows it is a quarter too low,
+    with D / 2 half. The single row of a class stands in
     both parts and has no noise: many such classes make the floor too low.
 
     Args:
@@ -81,14 +82,14 @@ def sampling_floor(
 def noted_floor(
     real: Tensor, n: int, *, labels: Tensor | None = None, classes: int = 1
 ) -> tuple[float, str]:
-    """The floor of n samples of so many classes in turn, and a note if it is unknown or of other classes.
+    """The floor of n samples of so many classes in turn, and a note if it is unknown, too low or of others.
 
     labels  class of each real row, -1 if unknown; None if all are
 
     The floor is 0 if it is unknown, because a class of the samples has no real rows.
     """
     if classes == 1:
-        return sampling_floor(real, n), ""
+        return sampling_floor(real, n), _too_few(real)
     if labels is not None:
         _refuse_other_labels(real, labels)
     if labels is None or int((labels >= 0).sum()) < LEAST:
@@ -98,7 +99,15 @@ def noted_floor(
             0.0,
             f"unknown: {missing} of the {classes} classes of the samples have no real images",
         )
-    return sampling_floor(real, n, labels=labels, classes=classes), ""
+    return sampling_floor(real, n, labels=labels, classes=classes), _too_few(real)
+
+
+def _too_few(real: Tensor) -> str:
+    """A note where the halves of the real rows have too few for a covariance of full rank; else empty."""
+    count, dimensions = real.shape
+    if count >= 2 * dimensions:
+        return ""
+    return f"too low: {count:,} real images, and {dimensions:,} features need {2 * dimensions:,}"
 
 
 def _refuse_other_labels(real: Tensor, labels: Tensor) -> None:

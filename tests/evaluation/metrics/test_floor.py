@@ -164,6 +164,27 @@ def test_without_labels_the_floor_is_of_classes_by_chance_and_says_so(labels):
     assert by_chance > 1.5 * sampling_floor(real, 30, labels=torch.arange(90) % 3)
 
 
+@pytest.mark.parametrize("classes", [1, 2])
+def test_fewer_rows_than_two_a_dimension_make_the_floor_too_low_and_it_says_so(classes):
+    labels = torch.arange(48) % 2
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(48, 24, generator=generator, dtype=torch.float64)
+    floor, note = noted_floor(real, 30, labels=labels, classes=classes)
+    assert floor > 0 and not note
+    floor, note = noted_floor(real[:47], 30, labels=labels[:47], classes=classes)
+    assert floor > 0 and note == "too low: 47 real images, and 24 features need 48"
+    few = [
+        real[:24],
+        *(torch.randn(24, 24, generator=generator, dtype=torch.float64) for _ in range(9)),
+    ]
+    truth = [
+        frechet_distance(rows, torch.randn(500, 24, generator=generator, dtype=torch.float64))
+        for rows in few
+    ]
+    low = [sampling_floor(rows, 500) for rows in few]
+    assert sum(low) / sum(truth) == pytest.approx(0.75, abs=0.08)
+
+
 def test_even_weights_give_the_mean_and_covariance_of_a_distance():
     rows = in_turn(9, 1)
     (mean, root), (even_mean, even) = factor(rows), _factor(rows, torch.full((9,), 1 / 9))
