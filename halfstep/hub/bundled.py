@@ -1,8 +1,11 @@
-"""The models of handwritten digits bundled with halfstep."""
+"""The models of handwritten digits bundled with halfstep, and those of images in its repository."""
 
 from importlib.resources import as_file, files
+from pathlib import Path
 
+import halfstep
 from halfstep import storage
+from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
 
 
@@ -25,3 +28,19 @@ def bundled_cost(name: str) -> dict[str, float]:
     """
     with as_file(files("halfstep") / "assets" / name / "cost.json") as path:
         return storage.read_json(path, dict[str, float])
+
+
+def models_beside(name: str) -> Path:
+    """The folder of models that only the repository has, because they would make the package too large.
+
+    name  fashion-mnist-teacher or fashion-mnist-students
+
+    `ConfigError` if halfstep was not installed from a clone in place.
+    """
+    folder = Path(halfstep.__file__).parents[1] / "examples" / "weights" / name
+    if not folder.is_dir():
+        raise ConfigError(
+            f"the models '{name}' are in the repository of halfstep, not in the package: clone it, "
+            "write make install there, and call its .venv/bin/halfstep"
+        )
+    return folder

@@ -1,10 +1,9 @@
 """The demo: distil a teacher of handwritten digits to few steps, score every student, draw them."""
 
 import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from halfstep import files, storage
 from halfstep.config import JsonObject
@@ -14,19 +13,15 @@ from halfstep.config.toml import from_file
 from halfstep.config.validate import Seed, Validated
 from halfstep.data import Data, load
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
-from halfstep.evaluation.report_data import Report, Row, RunSummary, TrainingCost, TrainingCosts
+from halfstep.evaluation.report_data import Report, RunSummary, TrainingCost, TrainingCosts
 from halfstep.evaluation.report_rows import Comparison, teacher_rows, TeacherRows
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import SampleCount
-from halfstep.extras import installed
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.methods import Progressive
 from halfstep.methods.base import StagePlan, teacher_times
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
-from halfstep.report.images.panels import same_seeds
-from halfstep.report.images.png import DDIM, quality_curve, SOLVER, STUDENT
-from halfstep.schema import plain
 from halfstep.training import distill, train, TrainingConfig
 from halfstep.training.distributed import pick_device
 from halfstep.training.progress import ProgressCallback
@@ -34,14 +29,11 @@ from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import environment
 from halfstep.training.stages import RunOptions
 from halfstep.workflows.background import background
+from halfstep.workflows.demo_files import COUNTS, demo_results, draw_demo, FULL, SHOWN
 from halfstep.workflows.new_pipeline import fresh_pipeline
 from halfstep.workflows.report import provenance, report_on, save, training_cost, updates_of
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
 
-FULL = 64
-COUNTS = (8, 4, 2, 1)
-SHOWN = 12
-Curve = tuple[str, Sequence[int], Sequence[float], str]
 T = TypeVar("T")
 M = TypeVar("M")
 
@@ -50,10 +42,14 @@ M = TypeVar("M")
 class DemoConfig(Validated):
     """Distil a teacher of handwritten digits to 8, 4, 2 and 1 steps, score every student, draw them."""
 
+    data: Literal["digits", "fashion-mnist"] = "digits"
+    """fashion-mnist: instead draw with students of Fashion-MNIST that the repository has, and show the
+    scores that were measured for them."""
     guided: bool = False
     """Instead: one student for every guidance scale, with a page where its slider can be moved."""
     out: Path | None = None
-    """Folder for the run, results.json and the pictures: runs/demo, or runs/demo-guided."""
+    """Folder for the run, results.json and the pictures: runs/demo, runs/demo-guided or
+    runs/demo-fashion-mnist."""
     quick: bool = False
     """A tenth of the updates, and with --guided of the samples: shows the machinery, not the quality."""
     from_scratch: bool = False
@@ -69,7 +65,8 @@ class DemoConfig(Validated):
     @property
     def folder(self) -> Path:
         """Folder for the results."""
-        return self.out or Path("runs/demo-guided" if self.guided else "runs/demo")
+        name = "demo-guided" if self.guided else "demo"
+        return self.out or Path("runs", name if self.data == "digits" else f"demo-{self.data}")
 
     @property
     def samples(self) -> int:
@@ -145,8 +142,8 @@ class Demo:
             teacher_rows=rows,
             progress=progress,
         )
-        storage.write_json(config.folder / "results.json", _results(report))
-        _draw(config.folder, self.teacher, students, report)
+        storage.write_json(config.folder / "results.json", demo_results(report))
+        draw_demo(config.folder, self.teacher, students, report)
         return report
 
 
@@ -226,13 +223,6 @@ def write_demo_report(
     return report
 
 
-def common_results(report: Report) -> JsonObject:
-    """The entries of results.json that both demos have."""
-    measure = report.measure
-    cost = plain(report.run.cost)
-    return {"samples": measure.samples, "features": measure.features, "cost": cost}
-
-
 def _train_teacher(config: DemoConfig, data: Data, callback: ProgressCallback | None) -> Pipeline:
     """The teacher of presets/digits.toml, trained into OUT/teacher."""
     out = config.folder / "teacher"
@@ -251,59 +241,3 @@ def _teacher_cost(config: DemoConfig) -> TrainingCost | None:
     if config.from_scratch:
         return training_cost(config.folder / "teacher")
     return TrainingCost(**bundled_cost("digits-teacher"))
-
-
-def _results(report: Report) -> JsonObject:
-    """The numbers of results.json."""
-    return {
-        "teacher": _numbers(report.teacher),
-        "baselines": [_numbers(row) for row in report.rows if row.role == "baseline"],
-        "students": [_numbers(row) for row in report.students],
-        "sampling_floor": report.measure.floor,
-        **common_results(report),
-    }
-
-
-def _numbers(row: Row) -> dict[str, str | float]:
-    assert row.cost is not None
-    return {
-        "sampler": row.sampler,
-        "steps": row.steps,
-        "calls": row.calls,
-        "frechet_distance": row.distances.frechet_distance.value,
-        "rmse_to_teacher": row.fidelity.rmse.value if row.fidelity else 0.0,
-        "seconds_per_sample": row.cost.seconds_per_sample[64],
-    }
-
-
-def _draw(out: Path, teacher: Pipeline, students: Sequence[Pipeline], report: Report) -> None:
-    """OUT/samples.png, and quality.png where matplotlib is installed."""
-    rows = []
-    for student in students:
-        steps = len(student.times[0]) - 1
-        if steps in COUNTS:
-            label = f"{steps} step{'s' if steps > 1 else ''}"
-            rows.append((label, student.sample(SHOWN), teacher.sample(SHOWN, steps=steps)))
-    full = f"teacher, {FULL} steps"
-    same_seeds(out / "samples.png", (full, teacher.sample(SHOWN, steps=FULL)), rows)
-
-    if not installed("matplotlib"):
-        return
-
-    def curve(name: str, of: Iterable[Row], colour: str) -> Curve:
-        points = [(row.calls, row.distances.frechet_distance.value) for row in of]
-        return name, [calls for calls, _ in points], [value for _, value in points], colour
-
-    others = [row for row in report.rows if row.role == "baseline"]
-    quality_curve(
-        out / "quality.png",
-        [
-            curve("student", report.students, STUDENT),
-            curve(
-                "teacher, DPM-Solver++(2M)", (r for r in others if r.sampler == "dpmpp-2m"), SOLVER
-            ),
-            curve("teacher, DDIM", (r for r in others if r.sampler == "ddim"), DDIM),
-        ],
-        full=(full, report.teacher.distances.frechet_distance.value),
-        floor=report.measure.floor,
-    )

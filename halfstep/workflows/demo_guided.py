@@ -21,13 +21,13 @@ from halfstep.schema import plain
 from halfstep.training.distributed import pick_device
 from halfstep.training.progress import ProgressCallback
 from halfstep.workflows.demo import (
-    common_results,
     DemoConfig,
     distill_students,
     DistillPreset,
     load_preset,
     write_demo_report,
 )
+from halfstep.workflows.demo_files import common_results
 from halfstep.workflows.report import training_cost
 
 PRESET = "digits-guided"
