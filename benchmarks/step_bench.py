@@ -25,7 +25,8 @@ from halfstep.methods import (
     ParallelDecoding,
     Progressive,
 )
-from halfstep.methods.base import Method, Stage
+from halfstep.methods.base import Method
+from halfstep.methods.stages import Stage
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 from halfstep.rng import Draw

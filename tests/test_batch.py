@@ -227,7 +227,7 @@ def test_training_drops_them_where_there_is_no_label():
 
 
 def test_a_student_of_any_scale_hears_them():
-    from halfstep.methods.base import Stage
+    from halfstep.methods.stages import Stage
 
     net, denoiser = hearing()
     objective = Denoise(Cosine(), WEIGHTINGS["snr+1"])

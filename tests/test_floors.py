@@ -184,7 +184,7 @@ def test_climbing_is_seen(home, source, sees):
             "methods",
             "from halfstep.diffusion.denoiser import Denoiser\nimport halfstep.diffusion.samplers",
         ),
-        ("methods", "from halfstep.methods.base import Stage"),
+        ("methods", "from halfstep.methods.stages import Stage"),
         ("cli", "from halfstep.version import __version__\nimport torch\nimport halfstepping"),
     ],
 )

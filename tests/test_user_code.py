@@ -14,9 +14,10 @@ from halfstep import (
 )
 from halfstep.code_identity import identity, options_of
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Method, Stage, StagePlan
+from halfstep.methods.base import Method
 from halfstep.methods.classifiers.supervised import Classification
 from halfstep.methods.classifiers.terms import SoftTargets
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.training.trainable import identity_of
 from tests.support.user_networks import classifier, FEW, HALVE, pipeline, points, Towards
 

@@ -17,7 +17,7 @@ from halfstep.config.validate import is_valid, shown, validate
 from halfstep.errors import ConfigError
 from halfstep.evaluation.metrics.bootstrap import Interval
 from halfstep.identity import digest_of
-from halfstep.methods.base import student_name
+from halfstep.methods.stages import student_name
 from halfstep.schema import build, plain
 from halfstep.training.gate_record import GateRecord, read_gate, Verdict
 

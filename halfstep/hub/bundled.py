@@ -3,10 +3,12 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import halfstep
 from halfstep import storage
 from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
+
+REPOSITORY = Path(__file__).parents[2]
+"""The folder that the package is in: the repository, unless it was installed elsewhere."""
 
 
 def bundled_teacher() -> Pipeline:
@@ -37,7 +39,7 @@ def models_beside(name: str) -> Path:
 
     `ConfigError` if halfstep was not installed from a clone in place.
     """
-    folder = Path(halfstep.__file__).parents[1] / "examples" / "weights" / name
+    folder = REPOSITORY / "examples" / "weights" / name
     if not folder.is_dir():
         raise ConfigError(
             f"the models '{name}' are in the repository of halfstep, not in the package: clone it, "

@@ -1,6 +1,6 @@
 """Methods: one file per paper or idea.  `METHODS` lists those that `halfstep distill` offers."""
 
-from halfstep.methods.base import DenoiserOnly, Method, Objective, PipelineLike, Stage, StagePlan
+from halfstep.methods.base import Method
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
 from halfstep.methods.diffusion.cached_walks import CachedWalks
 from halfstep.methods.diffusion.chain import Chain
@@ -15,6 +15,8 @@ from halfstep.methods.diffusion.reparameterise import Reparameterise
 from halfstep.methods.diffusion.shrink import Shrink
 from halfstep.methods.diffusion.stochastic import Stochastic
 from halfstep.methods.diffusion.two_step_target import two_step_target
+from halfstep.methods.pipeline_like import DenoiserOnly, PipelineLike
+from halfstep.methods.stages import Objective, Stage, StagePlan
 
 METHODS: dict[str, type[Method]] = {
     "progressive": Progressive,

@@ -10,7 +10,7 @@ from torch import nn, Tensor
 from halfstep.batch import Batch
 from halfstep.config.validate import NotNegative, Updates, Validated
 from halfstep.errors import DataError
-from halfstep.methods.base import Objective, Stage
+from halfstep.methods.stages import Objective, Stage
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pixels import as_floats
 from halfstep.rng import Draw

@@ -23,10 +23,11 @@ from halfstep.diffusion.schedules import Schedule
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of
 from halfstep.methods import Denoising, METHODS
-from halfstep.methods.base import Method, Stage, StagePlan
+from halfstep.methods.base import Method
 from halfstep.methods.default_updates import default_updates, number_of, PAPER
 from halfstep.methods.diffusion.guided import at_any_scale
 from halfstep.methods.diffusion.walks import without_data
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.models.half_storage import on_same_weights, store_frozen
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import Lora, plain_denoiser

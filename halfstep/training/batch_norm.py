@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from halfstep.data import Data, NoData, rows as rows_of_update
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.eval_mode import evaluating, keeps_statistics
 from halfstep.rng import Draw, fork_rng, key
 

@@ -21,7 +21,7 @@ from torch import nn, Tensor
 
 from halfstep.config import JsonObject
 from halfstep.errors import ConfigError, HalfstepError
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.hooks import unwrap
 from halfstep.quiet import quietly
 from halfstep.training.peers import Board, board, launched, refuse_different, versions

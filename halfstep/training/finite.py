@@ -3,7 +3,7 @@
 import torch
 
 from halfstep.errors import NonFinite
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.training.checkpoint import State
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes

@@ -10,8 +10,8 @@ from halfstep.data import Data
 from halfstep.data.walks.store import is_walks, open_walks, Walks
 from halfstep.data.walks.writing import BATCH, write_walks
 from halfstep.errors import ConfigError, HalfstepError, Stopped
-from halfstep.methods.base import Stage
 from halfstep.methods.diffusion.kept_walks import FromWalks, TeacherWalker
+from halfstep.methods.stages import Stage
 from halfstep.progress import Progress, SILENT
 from halfstep.training.config import TrainingConfig
 from halfstep.training.distributed import Processes

@@ -13,7 +13,7 @@ from torch import nn
 from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.errors import CheckpointError, ConfigError, Stopped
-from halfstep.methods.base import Objective, Stage
+from halfstep.methods.stages import Objective, Stage
 from halfstep.models.eval_mode import evaluating, to_train
 from halfstep.models.hooks import unwrap
 from halfstep.rng import Draw, key

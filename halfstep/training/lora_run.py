@@ -10,7 +10,8 @@ from torch import nn
 from halfstep import storage
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Method, PipelineLike
+from halfstep.methods.base import Method
+from halfstep.methods.pipeline_like import PipelineLike
 from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora, LoraBase, LoraNet
 from halfstep.pipeline import Pipeline

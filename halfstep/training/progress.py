@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.progress import Progress
 from halfstep.training.signals import StopRequest
 

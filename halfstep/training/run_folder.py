@@ -25,8 +25,8 @@ from halfstep.config import JsonObject
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import CheckpointError, ConfigError
 from halfstep.folder_lock import FolderLock
-from halfstep.methods.base import StagePlan
 from halfstep.methods.diffusion.shrink import SHRUNK
+from halfstep.methods.stages import StagePlan
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
 from halfstep.training.gate_record import GateRecord, read_gate

@@ -13,7 +13,7 @@ import torch
 
 from halfstep.config import JsonObject
 from halfstep.errors import ConfigError
-from halfstep.methods.base import StagePlan, teacher_times
+from halfstep.methods.stages import StagePlan, teacher_times
 from halfstep.training.option_changes import CHANGEABLE, changeable, OptionChange
 from halfstep.version import __version__
 

@@ -8,7 +8,7 @@ from typing import Self
 from halfstep import storage
 from halfstep.config import JsonObject
 from halfstep.errors import CheckpointError
-from halfstep.methods.base import StagePlan
+from halfstep.methods.stages import StagePlan
 from halfstep.training.run_folder import RunFolder
 from halfstep.training.run_identity import plan_record, RecordedStage
 

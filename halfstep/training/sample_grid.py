@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from halfstep.data import Data, NoData
-from halfstep.methods.base import StagePlan
+from halfstep.methods.stages import StagePlan
 from halfstep.models.codec import Codec
 from halfstep.pictures import Picture, points_picture, tile
 from halfstep.pipeline import Pipeline

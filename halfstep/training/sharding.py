@@ -17,7 +17,7 @@ from torch import nn, Tensor
 
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.hooks import FeatureExtractor, Projected
 from halfstep.models.lora import LoraNet
 from halfstep.training.config import TrainingConfig

@@ -16,7 +16,7 @@ from halfstep.config.validate import CountOrNone, validate
 from halfstep.data import Data
 from halfstep.data.skipped import Skipped
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage, StagePlan
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.models.rebuild import refuse_wrapped
 from halfstep.pipeline import Pipeline
 from halfstep.pipeline.saving import split_defaults

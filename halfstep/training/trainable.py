@@ -12,7 +12,7 @@ from halfstep.config import JsonObject
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import not_trained
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models import import_function, recipe
 from halfstep.models.eval_mode import evaluating, to_train
 from halfstep.models.gradient_checkpointing import checkpointing

@@ -8,7 +8,7 @@ from torch import nn, Tensor
 
 from halfstep.data import Data, rows as rows_of_update
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Objective
+from halfstep.methods.stages import Objective
 from halfstep.rng import Draw, key
 from halfstep.training.checkpoint import State
 from halfstep.training.config import TrainingConfig

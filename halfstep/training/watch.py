@@ -14,7 +14,7 @@ import torch
 from halfstep import files
 from halfstep.config import JsonObject
 from halfstep.errors import HalfstepError
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.eval_mode import evaluating
 from halfstep.pictures import enlarged, Picture, save_picture
 from halfstep.rng import fork_rng

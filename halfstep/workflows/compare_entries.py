@@ -13,7 +13,8 @@ from halfstep.config.toml import from_table, read_toml
 from halfstep.config.validate import is_valid
 from halfstep.errors import ConfigError, unknown
 from halfstep.methods import Method, METHODS
-from halfstep.methods.base import PipelineLike, StagePlan
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import StagePlan
 from halfstep.training.config import TrainingOptions
 from halfstep.workflows.options import DataOptions
 

@@ -10,7 +10,7 @@ from halfstep.config.fields import flat
 from halfstep.data import Data
 from halfstep.data.latents.dataset import is_latents
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage, StagePlan
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.pipeline import Pipeline
 from halfstep.training import distill, TrainingConfig
 from halfstep.training.progress import ProgressCallback

@@ -24,8 +24,8 @@ from halfstep.evaluation.recipe_comparison import (
     save_comparison,
     SeedResult,
 )
-from halfstep.methods.base import Stage
 from halfstep.methods.classifiers.feature_terms import pairs_of
+from halfstep.methods.stages import Stage
 from halfstep.progress import expected, Progress, SILENT
 from halfstep.report.recipes_page import write_recipes_page
 from halfstep.training import TrainingConfig

@@ -19,7 +19,7 @@ from halfstep.evaluation.scorer import scorer_for
 from halfstep.evaluation.setups import SampleCount
 from halfstep.hub.bundled import bundled_cost, bundled_teacher
 from halfstep.methods import Progressive
-from halfstep.methods.base import StagePlan, teacher_times
+from halfstep.methods.stages import StagePlan, teacher_times
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.training import distill, train, TrainingConfig

@@ -13,8 +13,8 @@ from halfstep.evaluation.report_data import Report, TrainingCost, TrainingCosts
 from halfstep.evaluation.report_rows import Comparison
 from halfstep.evaluation.scorer import scorer_for
 from halfstep.hub.bundled import bundled_cost, bundled_students, bundled_teacher
-from halfstep.methods.base import StagePlan
 from halfstep.methods.diffusion.guided import GuidedDistillation, GuidedOptions
+from halfstep.methods.stages import StagePlan
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress, SILENT
 from halfstep.schema import plain

@@ -7,7 +7,7 @@ from statistics import median
 import torch
 
 from halfstep.data import Data
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.hooks import unwrap
 from halfstep.rng import Draw
 from halfstep.training import TrainingConfig

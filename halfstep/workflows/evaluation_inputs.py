@@ -15,8 +15,8 @@ from halfstep.errors import ConfigError, unknown
 from halfstep.evaluation.compressed import read_variants, Variant
 from halfstep.evaluation.setups import chosen_counts, Evaluation, FULL_STEPS, OtherSize, steps_of
 from halfstep.identity import digest_of
-from halfstep.methods.base import student_name
 from halfstep.methods.diffusion.shrink import SHRUNK
+from halfstep.methods.stages import student_name
 from halfstep.models.classifiers.registry import refuse_other_classes
 from halfstep.pipeline import Pipeline
 from halfstep.progress import Progress

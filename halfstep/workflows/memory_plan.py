@@ -10,7 +10,7 @@ from torch import nn, Tensor
 
 from halfstep.data import Data
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.gradient_checkpointing import checkpointing
 from halfstep.models.half_storage import CAST
 from halfstep.models.hooks import unwrap

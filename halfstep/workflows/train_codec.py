@@ -16,7 +16,7 @@ from halfstep.config.validate import Count, Validated
 from halfstep.data import Data, Dataset, held_out_split, load
 from halfstep.errors import ConfigError, DataError
 from halfstep.methods.autoencoding import Autoencoding, psnr, unit_scale
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.codec import sample_latents
 from halfstep.pictures import Picture, tile

@@ -2,7 +2,7 @@
 
 from halfstep.data.walks.store import open_walks
 from halfstep.methods import CachedWalks
-from halfstep.methods.base import cost_after
+from halfstep.methods.stages import cost_after
 from halfstep.pipeline import Pipeline
 from halfstep.training.run_folder import RunFolder
 from tests.cli.commands import SHIPPED

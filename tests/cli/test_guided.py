@@ -7,7 +7,7 @@ import pytest
 
 from halfstep.cli import main
 from halfstep.methods import DenoiserOnly, GuidedDistillation
-from halfstep.methods.base import cost_after
+from halfstep.methods.stages import cost_after
 from halfstep.models import recipe
 from halfstep.pipeline import Pipeline
 from tests.support.guided import SMALL, teacher_of

@@ -63,8 +63,6 @@ def test_nothing_is_trained_so_its_options_are_refused(cli, models, tmp_path):
 
 
 def test_a_package_without_the_repository_says_where_the_models_are(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "halfstep.__file__", str(tmp_path / "site-packages" / "halfstep" / "__init__.py")
-    )
+    monkeypatch.setattr("halfstep.hub.bundled.REPOSITORY", tmp_path / "site-packages")
     got = cli("demo", "--data", "fashion-mnist", "--out", tmp_path / "d")
     assert refused(got, "in the repository of halfstep, not in the package: clone it")

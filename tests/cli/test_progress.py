@@ -14,7 +14,7 @@ from halfstep.diffusion.prediction import V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import DataError
 from halfstep.methods import DenoiserOnly, Progressive
-from halfstep.methods.base import cost_after, Objective, Stage
+from halfstep.methods.stages import cost_after, Objective, Stage
 from tests.support.denoisers import wobbly_teacher
 
 # What the terminal shows.

@@ -15,7 +15,7 @@ from PIL import Image
 from halfstep.cli import main
 from halfstep.data import Dataset, load
 from halfstep.hub.uvit import PUBLISHED
-from halfstep.methods.base import Objective, Stage
+from halfstep.methods.stages import Objective, Stage
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.pipeline import Pipeline
 from halfstep.schema import plain

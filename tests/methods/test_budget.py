@@ -7,8 +7,8 @@ from halfstep.diffusion.prediction import Eps, V
 from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.methods import CachedWalks, METHODS, Progressive, Reparameterise, Shrink
-from halfstep.methods.base import StagePlan
 from halfstep.methods.budget import largest, least_budget, StageWork, updates_within
+from halfstep.methods.stages import StagePlan
 from halfstep.models import build
 from halfstep.pipeline import Pipeline
 

@@ -21,7 +21,8 @@ from halfstep import (
 from halfstep.errors import ConfigError
 from halfstep.methods import Denoising
 from halfstep.methods.autoencoding import Autoencoding
-from halfstep.methods.base import Method, Stage, StagePlan
+from halfstep.methods.base import Method
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.models.autoencoder.kl import KLCodec
 from halfstep.models.classifiers.checkpoint import save_classifier
 from halfstep.training import RunOptions

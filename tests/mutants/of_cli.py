@@ -75,7 +75,7 @@ MUTANTS = (
         ("due = self._shown is None or", "due ="),
     ),
     *of(
-        "methods/base",
+        "methods/stages",
         "cli/progress",
         ("sum(stage.cost(batch) for stage in plan[names", "sum(batch for stage in plan[names"),
     ),

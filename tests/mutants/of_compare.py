@@ -19,14 +19,18 @@ MUTANTS = (
         ("else (low, middle - 1)", "else (low, middle - 2)"),
     ),
     *of(
-        "methods/base",
+        "methods/stages",
         "methods/budget",
         ("self.updates * self.forwards * batch) + self.once", "self.updates * self.forwards * batch)"),
+    ),
+    *of(
+        "methods/base",
+        "methods/budget",
         ("once = sum(stage.once for stage in plan)", "once = 0"),
         ("self.sized(teacher, updates).cost(teacher, batch) <= forwards", "True"),
     ),
     *of(
-        "methods/base",
+        "methods/stages",
         "cli/progress",
         ("names.index(name) + 1 :]) / batch", "names.index(name) + 1 :])"),
     ),

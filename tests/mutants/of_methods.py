@@ -16,10 +16,14 @@ MUTANTS = (
         ("torch.log10(4 / squared)", "torch.log10(2 / squared)"),
     ),
     *of(
-        "methods/base",
+        "methods/random_times",
         "methods/diffusion/denoising",
         ("clamp(EDGE, 1 - EDGE)", "clamp(0, 1 - EDGE)"),
         ("draw.integers(levels) + 1", "draw.integers(levels)"),
+    ),
+    *of(
+        "methods/base",
+        "methods/diffusion/denoising",
         ("(target.x0 - guess.x0).square()", "(target.x0 - guess.x0).abs()"),
         (
             "(target.eps - guess.eps).square().flatten(1).mean(1)",
@@ -72,7 +76,7 @@ MUTANTS = (
         ),
     ),
     *of(
-        "methods/base",
+        "methods/random_times",
         "data/before_data",
         ("range(count, 0, -1)[-1000:]", "range(count, 0, -1)[:1000]"),
         ("= levels or getattr(", "= getattr("),
@@ -512,7 +516,7 @@ MUTANTS = (
         ("    if teacher.times:\n", "    if False:\n"),
         ("teacher.guidance_range is not None and stage.guidance_range is not None", "False"),
     ),
-    *of("methods/base", "cli/guided", ("names.index(name) + 1 :", "names.index(name) :")),
+    *of("methods/stages", "cli/guided", ("names.index(name) + 1 :", "names.index(name) :")),
     *of(
         "methods/diffusion/halving_checks",
         "training/checks",

@@ -18,8 +18,8 @@ from halfstep import (
     TrainingConfig,
     V,
 )
-from halfstep.methods.base import Objective
 from halfstep.methods.classifiers.supervised import Classification
+from halfstep.methods.stages import Objective
 from halfstep.models.classifiers.registry import build_classifier
 
 HERE = "tests.support.user_networks"

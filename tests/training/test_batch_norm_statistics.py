@@ -24,8 +24,9 @@ from halfstep import (
 from halfstep.data import rows
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.methods import DenoiserOnly, Denoising
-from halfstep.methods.base import Method, Objective, Stage, StagePlan
+from halfstep.methods.base import Method
 from halfstep.methods.classifiers.recipes import dist
+from halfstep.methods.stages import Objective, Stage, StagePlan
 from halfstep.training.batch_norm import BATCH, update_batch_norm
 from halfstep.training.ema import Average
 from tests.support.user_networks import (

@@ -12,7 +12,7 @@ from torch import nn
 
 from halfstep.errors import ConfigError, NonFinite
 from halfstep.methods import Progressive
-from halfstep.methods.base import Objective, Stage
+from halfstep.methods.stages import Objective, Stage
 from halfstep.training import distill
 from halfstep.training.ema import Average
 from halfstep.training.oom import naming_memory

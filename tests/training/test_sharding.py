@@ -18,7 +18,7 @@ from halfstep.diffusion.schedules import Cosine
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of, sha256_of
 from halfstep.methods import Denoising, GuidedDistillation, Objective, Progressive
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.models.half_storage import on_same_weights
 from halfstep.models.lora import Lora
 from halfstep.models.rebuild import refuse_wrapped

@@ -11,7 +11,7 @@ from halfstep.cli.parse import parse
 from halfstep.errors import CheckpointError, ConfigError, Stopped
 from halfstep.evaluation.method_files import read_comparison
 from halfstep.evaluation.setups import Evaluation
-from halfstep.methods.base import student_name
+from halfstep.methods.stages import student_name
 from halfstep.training import ProgressCallback
 from halfstep.training.config import TrainingOptions
 from halfstep.training.run_folder import RunFolder

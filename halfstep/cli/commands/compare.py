@@ -13,7 +13,7 @@ from halfstep.cli.console.progress import Bars, counting, reading, say, span, te
 from halfstep.cli.console.run_lines import describe, describe_data
 from halfstep.cli.parse import parse
 from halfstep.data import Data
-from halfstep.methods.base import cost_after, Stage
+from halfstep.methods.stages import cost_after, Stage
 from halfstep.training import TrainingConfig
 from halfstep.training.distributed import Processes
 from halfstep.training.run_folder import RunFolder

@@ -11,7 +11,7 @@ from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_demo, say_report
 from halfstep.cli.console.verdicts import print_verdict
 from halfstep.cli.parse import parse
-from halfstep.methods.base import cost_after
+from halfstep.methods.stages import cost_after
 from halfstep.workflows.demo import DemoConfig, prepare_demo
 
 

@@ -7,7 +7,7 @@ from halfstep.cli.console.progress import Bars, counting, say
 from halfstep.cli.console.run_lines import describe, updates_on
 from halfstep.cli.console.tables import print_guided, say_report
 from halfstep.cli.console.verdicts import print_verdict
-from halfstep.methods.base import cost_after
+from halfstep.methods.stages import cost_after
 from halfstep.workflows.demo import DemoConfig
 from halfstep.workflows.demo_guided import prepare_guided_demo
 

@@ -34,8 +34,8 @@ from halfstep.errors import ConfigError
 from halfstep.evaluation.gate import Decision
 from halfstep.evaluation.quality_gate import full_for_auto
 from halfstep.methods import Chain, Method, METHODS, Progressive
-from halfstep.methods.base import cost_after
 from halfstep.methods.default_updates import default_batch, number_of
+from halfstep.methods.stages import cost_after
 from halfstep.models.half_storage import stored_dtype
 from halfstep.models.lora import Lora
 from halfstep.pipeline import Pipeline

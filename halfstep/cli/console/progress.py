@@ -16,7 +16,7 @@ from rich.text import Text
 
 from halfstep.data import Data
 from halfstep.errors import printable
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.progress import Progress
 from halfstep.training.progress import ProgressCallback, TimeLeft
 from halfstep.workflows.options import DataOptions

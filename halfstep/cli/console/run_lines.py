@@ -12,7 +12,7 @@ from torch import nn
 from halfstep.cli.console.progress import Bars, first_process, say
 from halfstep.config.fields import flat
 from halfstep.data import Data, NoData
-from halfstep.methods.base import Stage
+from halfstep.methods.stages import Stage
 from halfstep.pipeline import Pipeline
 from halfstep.training import TrainingConfig
 from halfstep.training.distributed import pick_device

@@ -14,8 +14,8 @@ from halfstep.cli.console.columns import Columns, print_wide
 from halfstep.cli.console.progress import say, span, too_long
 from halfstep.config.fields import flat
 from halfstep.data import Data, NoData
-from halfstep.methods.base import Stage
 from halfstep.methods.diffusion.kept_walks import FromWalks
+from halfstep.methods.stages import Stage
 from halfstep.models.hooks import unwrap
 from halfstep.models.lora import shared_weights
 from halfstep.training import TrainingConfig

@@ -11,11 +11,11 @@ from halfstep.batch import Batch
 from halfstep.config import JsonObject
 from halfstep.config.validate import Updates, Validated
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Objective, Stage
 from halfstep.methods.classifiers.feature_terms import pairs_of
 from halfstep.methods.classifiers.recipes import hinton, Terms
 from halfstep.methods.classifiers.terms import distinct, LossInputs, Term
 from halfstep.methods.classifiers.weight_schedules import is_zero, weight_at
+from halfstep.methods.stages import Objective, Stage
 from halfstep.models.classifiers.ensemble import Teachers
 from halfstep.models.hooks import check_parts, FeatureExtractor, projector, shapes, unchanged
 from halfstep.rng import Draw

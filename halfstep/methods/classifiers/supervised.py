@@ -11,8 +11,8 @@ from halfstep.config import JsonObject
 from halfstep.config.validate import Smoothing, Updates, Validated
 from halfstep.data import Dataset
 from halfstep.errors import DataError
-from halfstep.methods.base import Objective, Stage
 from halfstep.methods.losses import hard_labels
+from halfstep.methods.stages import Objective, Stage
 from halfstep.rng import Draw, key
 
 LOGGED = 1_000

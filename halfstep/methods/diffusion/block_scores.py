@@ -5,7 +5,7 @@ from torch import nn
 
 from halfstep.data import Data
 from halfstep.diffusion.denoiser import Denoiser
-from halfstep.methods.base import Objective
+from halfstep.methods.stages import Objective
 from halfstep.models.compression.block_pruning import pair_scores, pairs_of
 from halfstep.progress import Progress, SILENT
 from halfstep.rng import Draw, key

@@ -28,13 +28,15 @@ from halfstep.diffusion.samplers import calls, check_solver, check_walk, solver_
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import errors, PipelineLike, Stage, StagePlan, teacher_calls
+from halfstep.methods.base import errors
 from halfstep.methods.diffusion.few_steps import FewStepsFromV, Segments
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid
 from halfstep.methods.diffusion.kept_walks import FromWalks, WalkOrder, WalkSource
 from halfstep.methods.diffusion.landing_target import landing_target, refuse_no_length
 from halfstep.methods.diffusion.matching import on_grid
 from halfstep.methods.diffusion.walk_spans import even_spans, of_one_student, toward
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import Stage, StagePlan, teacher_calls
 from halfstep.models.with_end_time import with_end_time
 from halfstep.rng import Draw
 

@@ -15,12 +15,14 @@ from halfstep.data import Data
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.diffusion.time_grids import Steps
 from halfstep.errors import ConfigError
-from halfstep.methods.base import DenoiserOnly, Method, PipelineLike, Stage, StagePlan
+from halfstep.methods.base import Method
 from halfstep.methods.diffusion.guided import GuidedDistillation
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.shrink import Shrink
 from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst, VTeacherOptions
+from halfstep.methods.pipeline_like import DenoiserOnly, PipelineLike
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.models.hooks import unwrap
 from halfstep.progress import Progress, SILENT
 

@@ -13,16 +13,10 @@ from halfstep.diffusion.loss_weighting import Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import (
-    errors,
-    levels_for,
-    Method,
-    Objective,
-    PipelineLike,
-    random_times,
-    Stage,
-    StagePlan,
-)
+from halfstep.methods.base import errors, Method
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.random_times import levels_for, random_times
+from halfstep.methods.stages import Objective, Stage, StagePlan
 from halfstep.rng import Draw, Uniform
 
 

@@ -14,8 +14,9 @@ from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.samplers.invert import refuse_blind_to_noise
 from halfstep.diffusion.time_grids import Direction
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import PipelineLike, StagePlan
 from halfstep.methods.diffusion.progressive import Halve, Halving
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import StagePlan
 
 
 @dataclass(frozen=True, kw_only=True)

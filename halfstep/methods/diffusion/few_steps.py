@@ -15,7 +15,7 @@ from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import checked, Direction, grid, GridName, Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Method, PipelineLike, StagePlan, student_name
+from halfstep.methods.base import Method
 from halfstep.methods.default_updates import every_time_updates, halving_updates, PAPER
 from halfstep.methods.diffusion.halving_checks import (
     check_updates,
@@ -25,6 +25,8 @@ from halfstep.methods.diffusion.halving_checks import (
 from halfstep.methods.diffusion.matching import Matching, Places
 from halfstep.methods.diffusion.two_step_target import shares
 from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import StagePlan, student_name
 
 
 @dataclass(frozen=True, kw_only=True)

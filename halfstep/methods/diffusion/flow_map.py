@@ -15,12 +15,13 @@ from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import PipelineLike, Stage
 from halfstep.methods.diffusion.few_steps import FewStepsFromV
 from halfstep.methods.diffusion.flow_map_loss import FlowMapLoss
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
 from halfstep.methods.diffusion.one_student import OneStudent
 from halfstep.methods.diffusion.two_step_target import Solver
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import Stage
 from halfstep.models.end_time_embedding import check_end_features
 from halfstep.models.with_end_time import with_end_time
 

@@ -15,7 +15,6 @@ from halfstep.diffusion.loss_weighting import truncated_snr, Weighting
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Times
-from halfstep.methods.base import teacher_calls
 from halfstep.methods.diffusion.few_steps import Merging
 from halfstep.methods.diffusion.matching import on_grid, Places
 from halfstep.methods.diffusion.two_step_target import (
@@ -26,6 +25,7 @@ from halfstep.methods.diffusion.two_step_target import (
     two_step_target,
 )
 from halfstep.methods.diffusion.walk_spans import toward
+from halfstep.methods.stages import teacher_calls
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 

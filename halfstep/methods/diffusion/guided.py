@@ -19,24 +19,16 @@ from halfstep.diffusion.guidance import Guided
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.errors import ConfigError
-from halfstep.methods.base import (
-    DenoiserOnly,
-    levels_for,
-    Method,
-    Objective,
-    PipelineLike,
-    random_times,
-    Range,
-    refuse_student,
-    Stage,
-    StagePlan,
-)
+from halfstep.methods.base import Method, refuse_student
 from halfstep.methods.default_updates import every_time_updates, PAPER
 from halfstep.methods.diffusion.halving_checks import check_weighting
 from halfstep.methods.diffusion.halving_options import HalvingOptions
 from halfstep.methods.diffusion.matching import AtAllTimes, Places, teacher_clip
 from halfstep.methods.diffusion.progressive import Progressive
 from halfstep.methods.diffusion.v_teacher_first import VTeacherFirst, VTeacherOptions
+from halfstep.methods.pipeline_like import DenoiserOnly, PipelineLike, Range
+from halfstep.methods.random_times import levels_for, random_times
+from halfstep.methods.stages import Objective, Stage, StagePlan
 from halfstep.models import build, build_like, recipe
 from halfstep.models.guidance_embedding import check_features
 from halfstep.models.with_guidance import with_guidance

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from halfstep.diffusion.loss_weighting import vanishes, WEIGHTINGS
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import PipelineLike
+from halfstep.methods.pipeline_like import PipelineLike
 
 SAME = 1e-6
 """Times closer than this are equal."""

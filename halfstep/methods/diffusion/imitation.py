@@ -14,9 +14,11 @@ from halfstep.batch import Batch, Null
 from halfstep.diffusion.denoiser import level_of, Teacher
 from halfstep.diffusion.loss_weighting import truncated_snr, Weighting
 from halfstep.diffusion.prediction import Prediction
-from halfstep.methods.base import errors, Objective, random_times
+from halfstep.methods.base import errors
 from halfstep.methods.diffusion.block_features import Matched
 from halfstep.methods.diffusion.denoising import some_unlabelled
+from halfstep.methods.random_times import random_times
+from halfstep.methods.stages import Objective
 from halfstep.models.hooks import capture_outputs
 from halfstep.rng import Draw
 

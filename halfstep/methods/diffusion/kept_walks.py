@@ -22,8 +22,8 @@ from halfstep.diffusion.samplers import calls, walk_points
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
 from halfstep.identity import digest_of, sha256_of
-from halfstep.methods.base import Objective, teacher_calls
 from halfstep.methods.diffusion.walk_states import Drawn
+from halfstep.methods.stages import Objective, teacher_calls
 from halfstep.rng import Draw, key, sample_noise, sample_uniforms
 
 NOISE, NUMBERS, ORDER = 0x4B455054, 0x4B455055, 0x4B455056

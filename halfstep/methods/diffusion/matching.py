@@ -19,7 +19,10 @@ from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import arriving, Level, Schedule
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import EDGE, errors, Objective, PipelineLike, random_times
+from halfstep.methods.base import errors
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.random_times import EDGE, random_times
+from halfstep.methods.stages import Objective
 from halfstep.rng import Draw
 
 Places = tuple[Tensor, ...]

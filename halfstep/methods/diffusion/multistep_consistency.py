@@ -21,7 +21,6 @@ from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.schedules import Schedule
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import PipelineLike, Stage, StagePlan, teacher_calls
 from halfstep.methods.diffusion.few_steps import FewStepsFromV, Merging, Segments
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
 from halfstep.methods.diffusion.matching import arriving_at, on_grid, Places
@@ -33,6 +32,8 @@ from halfstep.methods.diffusion.two_step_target import (
     Solver,
     two_step_target,
 )
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import Stage, StagePlan, teacher_calls
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 

@@ -9,9 +9,10 @@ from halfstep.diffusion.denoiser import Teacher
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.time_grids import Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Objective, PipelineLike, StagePlan
 from halfstep.methods.default_updates import halving_updates, PAPER
 from halfstep.methods.diffusion.few_steps import Segments
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import Objective, StagePlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Clip
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import PipelineLike, refuse_student, Stage
+from halfstep.methods.base import refuse_student
 from halfstep.methods.diffusion.few_steps import FewStepsFromV
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid
 from halfstep.methods.diffusion.one_student import OneStudent
@@ -26,6 +26,8 @@ from halfstep.methods.diffusion.parallel_decoding_loss import (
     Points,
     Solver,
 )
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import Stage
 from halfstep.models.head_bank import check_heads
 from halfstep.models.with_heads import with_heads
 

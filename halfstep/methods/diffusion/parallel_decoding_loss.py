@@ -20,9 +20,10 @@ from halfstep.diffusion.prediction import Clip, Prediction, Velocity
 from halfstep.diffusion.samplers import start
 from halfstep.diffusion.schedules import arriving, Level, Schedule
 from halfstep.diffusion.time_grids import Times
-from halfstep.methods.base import errors, Objective, teacher_calls
+from halfstep.methods.base import errors
 from halfstep.methods.diffusion.matching import arriving_at, on_grid
 from halfstep.methods.diffusion.two_step_target import as_clipped, Predicts
+from halfstep.methods.stages import Objective, teacher_calls
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw
 

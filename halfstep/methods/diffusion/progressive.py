@@ -17,11 +17,12 @@ from halfstep.diffusion.loss_weighting import truncated_snr, Weighting, WEIGHTIN
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.time_grids import Steps, Times
 from halfstep.errors import ConfigError
-from halfstep.methods.base import PipelineLike, Stage, StagePlan, student_name, teacher_calls
 from halfstep.methods.diffusion.few_steps import FewSteps, FewStepsFromV, Merging
 from halfstep.methods.diffusion.halving_checks import refuse_other_grid, refuse_solver
 from halfstep.methods.diffusion.matching import on_grid, Places
 from halfstep.methods.diffusion.two_step_target import CALLS, Solver, steps_target
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.stages import Stage, StagePlan, student_name, teacher_calls
 from halfstep.rng import Draw
 
 

@@ -20,19 +20,13 @@ from halfstep.diffusion.loss_weighting import vanishes, Weighting, WEIGHTINGS
 from halfstep.diffusion.prediction import Clip, Prediction, V
 from halfstep.diffusion.schedules import BetaTable, Schedule
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import (
-    EDGE,
-    levels_for,
-    Method,
-    PipelineLike,
-    random_times,
-    refuse_student,
-    Stage,
-    StagePlan,
-)
+from halfstep.methods.base import Method, refuse_student
 from halfstep.methods.default_updates import every_time_updates, PAPER
 from halfstep.methods.diffusion.denoising import label_dropping, some_unlabelled
 from halfstep.methods.diffusion.matching import AtAllTimes, Places, teacher_clip
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.random_times import EDGE, levels_for, random_times
+from halfstep.methods.stages import Stage, StagePlan
 from halfstep.rng import Draw, Uniform
 
 V_TEACHER = "v-teacher"

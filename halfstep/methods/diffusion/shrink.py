@@ -17,21 +17,16 @@ from halfstep.data import Data
 from halfstep.diffusion.denoiser import Denoiser, Teacher
 from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.errors import ConfigError, unknown
-from halfstep.methods.base import (
-    levels_for,
-    Method,
-    Objective,
-    PipelineLike,
-    refuse_student,
-    Stage,
-    StagePlan,
-)
+from halfstep.methods.base import Method, refuse_student
 from halfstep.methods.default_updates import every_time_updates, PAPER
 from halfstep.methods.diffusion.block_features import block_pairs, Matched, matched
 from halfstep.methods.diffusion.block_scores import scores
 from halfstep.methods.diffusion.denoising import label_dropping
 from halfstep.methods.diffusion.guided import AnyScale
 from halfstep.methods.diffusion.imitation import Imitate
+from halfstep.methods.pipeline_like import PipelineLike
+from halfstep.methods.random_times import levels_for
+from halfstep.methods.stages import Objective, Stage, StagePlan
 from halfstep.models import build_like, recipe
 from halfstep.models.compression.block_pruning import (
     best_pairs,

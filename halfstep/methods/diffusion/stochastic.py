@@ -15,10 +15,10 @@ from halfstep.diffusion.loss_weighting import WEIGHTINGS
 from halfstep.diffusion.prediction import Clip, Prediction
 from halfstep.diffusion.samplers.stochastic import jump
 from halfstep.errors import ConfigError
-from halfstep.methods.base import StagePlan
 from halfstep.methods.diffusion.few_steps import FewStepsFromV
 from halfstep.methods.diffusion.matching import arriving_at, on_grid, Places
 from halfstep.methods.diffusion.progressive import Halve, Halving
+from halfstep.methods.stages import StagePlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,11 @@ import torch
 from halfstep.config.validate import Updates
 from halfstep.diffusion.denoiser import Denoiser, Teacher
 from halfstep.errors import ConfigError
-from halfstep.methods.base import (
-    DenoiserOnly,
-    Method,
-    PipelineLike,
-    Stage,
-    StagePlan,
-    teacher_times,
-)
+from halfstep.methods.base import Method
 from halfstep.methods.default_updates import every_time_updates
 from halfstep.methods.diffusion.reparameterise import reading_v, Reparameterise
+from halfstep.methods.pipeline_like import DenoiserOnly, PipelineLike
+from halfstep.methods.stages import Stage, StagePlan, teacher_times
 from halfstep.models.hooks import unwrap
 
 

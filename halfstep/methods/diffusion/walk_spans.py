@@ -7,7 +7,7 @@ from torch import Tensor
 
 from halfstep.batch import Cond
 from halfstep.diffusion.time_grids import Times
-from halfstep.methods.base import StagePlan
+from halfstep.methods.stages import StagePlan
 
 FLOW_MAP = "flow-map"
 

@@ -17,8 +17,8 @@ from halfstep.data.no_data import NoData
 from halfstep.diffusion.denoiser import level_of
 from halfstep.diffusion.prediction import Prediction
 from halfstep.diffusion.samplers.sample import wide
-from halfstep.methods.base import Objective
 from halfstep.methods.diffusion.matching import Matching, matching, Places
+from halfstep.methods.stages import Objective
 from halfstep.models.eval_mode import evaluating
 from halfstep.rng import Draw, key, sample_noise, sample_uniforms
 

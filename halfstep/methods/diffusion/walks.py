@@ -15,9 +15,9 @@ from halfstep.batch import Batch
 from halfstep.config import JsonObject
 from halfstep.data.no_data import NoData
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Objective, Stage
 from halfstep.methods.diffusion.matching import Matching, matching
 from halfstep.methods.diffusion.walk_states import Course, Lanes, of_student, State
+from halfstep.methods.stages import Objective, Stage
 from halfstep.rng import Draw
 
 MEASURED, COUNT = 2**32 - 1, 64

@@ -9,9 +9,9 @@ from halfstep.batch import Cond
 from halfstep.data import Data, Dataset, Latents, NoData
 from halfstep.diffusion.denoiser import Denoiser
 from halfstep.errors import ConfigError
-from halfstep.methods.base import Stage
 from halfstep.methods.classifiers.feature_terms import pairs_of
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.stages import Stage
 from halfstep.models.end_time_embedding import is_told_end
 from halfstep.models.eval_mode import evaluating
 from halfstep.models.guidance_embedding import reads_scale

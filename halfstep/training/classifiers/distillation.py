@@ -11,8 +11,8 @@ from halfstep.config import JsonObject
 from halfstep.data import as_data, Data, DataLike, Dataset, spec_of
 from halfstep.errors import DataError
 from halfstep.identity import digest_of
-from halfstep.methods.base import Stage
 from halfstep.methods.classifiers.knowledge import KnowledgeDistillation
+from halfstep.methods.stages import Stage
 from halfstep.models.classifiers.checkpoint import save_classifier
 from halfstep.models.classifiers.ensemble import Teachers
 from halfstep.models.classifiers.registry import (

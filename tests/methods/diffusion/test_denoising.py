@@ -18,8 +18,9 @@ from halfstep.diffusion.prediction import Eps, Prediction, V, X0
 from halfstep.diffusion.schedules import BetaTable, Cosine, RectifiedFlow
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Denoising
-from halfstep.methods.base import EDGE, errors, random_times
+from halfstep.methods.base import errors
 from halfstep.methods.diffusion.denoising import Denoise
+from halfstep.methods.random_times import EDGE, random_times
 from halfstep.rng import Draw
 from tests.support.denoisers import named, seeded, Wobbly, wobbly_teacher
 

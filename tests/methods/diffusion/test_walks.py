@@ -16,7 +16,6 @@ from halfstep.diffusion.schedules import BetaTable, Cosine, Karras, RectifiedFlo
 from halfstep.diffusion.time_grids import uniform
 from halfstep.errors import ConfigError
 from halfstep.methods import DenoiserOnly, Denoising, Progressive, Shrink
-from halfstep.methods.base import EDGE, Objective
 from halfstep.methods.diffusion.guided import AnyScale, MatchGuided, with_scale
 from halfstep.methods.diffusion.matching import WALK
 from halfstep.methods.diffusion.progressive import Halve
@@ -24,6 +23,8 @@ from halfstep.methods.diffusion.reparameterise import Match
 from halfstep.methods.diffusion.stochastic import HalveJumps
 from halfstep.methods.diffusion.walk_states import Course, Lanes
 from halfstep.methods.diffusion.walks import Walked, without_data
+from halfstep.methods.random_times import EDGE
+from halfstep.methods.stages import Objective
 from halfstep.rng import Draw, key, sample_noise
 from tests.support.denoisers import Counted, Listening, named, seeded, wobbly_teacher
 from tests.support.students import ExactRows
