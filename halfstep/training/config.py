@@ -30,8 +30,8 @@ class TrainingOptions(Validated):
     warmup: Updates = 0
     """Updates over which the rate rises from 0."""
     optimiser: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
-    """adamw-8bit: moments in 8 bits, by torchao. muon: Muon for the weights of linear layers and of
-    convolutions between hidden layers, AdamW for the rest; fewer, slightly longer updates."""
+    """adamw-8bit: moments in 8 bits, by torchao. muon: Muon for the matrices of linear layers, AdamW for the
+    rest; fewer, slightly longer updates."""
     betas: tuple[Smoothing, Smoothing] = (0.9, 0.999)
     """AdamW's decay rates."""
     weight_decay: NotNegative = 0.0

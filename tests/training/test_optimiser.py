@@ -1,4 +1,4 @@
-"""AdamW alone, and Muon for the matrices of hidden layers beside it."""
+"""AdamW alone, and Muon for the matrices of linear layers beside it."""
 
 import math
 
@@ -85,78 +85,6 @@ def test_a_matrix_moves_by_an_orthogonal_matrix_of_adamws_size():
     assert float((moved * want).sum() / moved.norm() / want.norm()) > 0.97
     sizes = torch.linalg.svdvals(moved) / (0.2 * math.sqrt(6))
     assert ((sizes > 0.6) & (sizes < 1.3)).all()
-
-
-class Convolutions(nn.Module):
-    """A convolution from the image, a hidden one, one in groups, and one to the image."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.hidden = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 17, (1, 2))
-        self.grouped, self.last = nn.Conv2d(17, 34, 1, groups=17), nn.Conv2d(34, 3, 1)
-        for k, p in enumerate(self.parameters()):
-            p.data = torch.randn(p.shape, generator=seeded(k), dtype=torch.float64)
-
-    def forward(self, images):
-        return self.last(self.grouped(self.hidden(self.first(images)).tanh()))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_hidden_kernels_are_turned_as_the_matrix_of_their_rows(memory_format):
-    net = Convolutions().to(memory_format=memory_format)
-    matrix = nn.Parameter(net.hidden.weight.detach().reshape(17, 32).clone())
-    muon = torch.optim.Muon(
-        [matrix], MUON.learning_rate, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
-    )
-    plain = Convolutions().to(memory_format=memory_format)
-    others = [p for name, p in plain.named_parameters() if name != "hidden.weight"]
-    adamw = torch.optim.AdamW(others, MUON.learning_rate, MUON.betas, weight_decay=0.3)
-    optimiser, images = (
-        Optimiser(net, MUON, fused=True),
-        torch.randn(2, 1, 5, 5, generator=seeded()),
-    )
-    for _ in range(3):
-        net(images.double()).square().mean().backward()
-        for p, q in zip(net.parameters(), plain.parameters(), strict=True):
-            q.grad = p.grad.clone()
-        matrix.grad = net.hidden.weight.grad.reshape(17, 32)
-        for part in (optimiser, muon, adamw):
-            part.step()
-        optimiser.zero_grad()
-        assert all(p.grad is None for p in net.parameters())
-    assert torch.equal(net.hidden.weight.reshape(17, 32), matrix)
-    for (name, p), q in zip(net.named_parameters(), plain.parameters(), strict=True):
-        if name != "hidden.weight":
-            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
-    assert optimiser.state[net.hidden.weight]["momentum_buffer"].shape == (17, 16, 1, 2)
-    read = [p for group in optimiser.param_groups for p in group["params"]]
-    assert {id(p) for p in read} == {
-        id(p) for p in net.parameters()
-    }  # whose gradients are unscaled
-
-
-def test_a_hidden_kernel_goes_on_where_it_was_saved():
-    def updates(net, optimiser, images):
-        for x in images:
-            net(x.double()).square().mean().backward()
-            optimiser.step()
-            optimiser.zero_grad()
-
-    one, two, images = (
-        Convolutions(),
-        Convolutions(),
-        torch.randn(4, 2, 1, 5, 5, generator=seeded()),
-    )
-    first, second = Optimiser(one, MUON, fused=True), Optimiser(two, MUON, fused=True)
-    updates(one, first, images[:2])
-    two.load_state_dict(one.state_dict())
-    named = dict(zip(one.parameters(), two.parameters(), strict=True))
-    second.load(
-        {named[p]: {k: v.clone() for k, v in moments.items()} for p, moments in first.state.items()}
-    )
-    for net, optimiser in ((one, first), (two, second)):
-        updates(net, optimiser, images[2:])
-    assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 
 def test_adamw_alone_is_torchs():
