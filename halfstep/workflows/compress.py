@@ -209,7 +209,8 @@ def _compress_run(config: CompressConfig, progress: Progress) -> Compressed:
         raise ConfigError(f"'{config.run}' has no finished student: distil one first")
     _refuse_encoder(students[0])
     if config.evaluate:
-        refuse_other_images(run.folder)
+        again = f"halfstep evaluate {run.folder} --held-out DATA --against held-out"
+        refuse_other_images(run.folder, f"write --no-evaluate, then {again}")
     written = list[CompressedStudent]()
     for steps in config.steps or (None,):
         student = locate_pipeline(config.run, steps=steps, net=config.net)
@@ -258,6 +259,7 @@ def _compress_student(config: CompressConfig, progress: Progress) -> Compressed:
         config.teacher, net=config.net if is_own else None, diffusers=config.diffusers,
         size=cast(tuple[int, int], student.pixels),
     )  # fmt: skip
+    refuse_other_images(config.out, "choose another --out")
     data = load(config.data, verify=config.verify, progress=progress)
     features = features_for(config.features, data)
     written = _write_variants(config, student, config.run, files.make_folder(config.out))

@@ -12,6 +12,7 @@ from halfstep.config.preset_files import preset
 from halfstep.config.toml import from_file
 from halfstep.config.validate import Seed, Validated
 from halfstep.data import Data, load
+from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
 from halfstep.evaluation.report_data import Report, RunSummary, TrainingCost, TrainingCosts
 from halfstep.evaluation.report_rows import Comparison, teacher_rows, TeacherRows
@@ -150,8 +151,9 @@ class Demo:
 def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None) -> Demo:
     """Load the data and the teacher; with `from_scratch`, train the teacher into OUT/teacher.
 
-    `ConfigError` for a folder that cannot be written.
+    `ConfigError` for other data than the digits, and for a folder that cannot be written.
     """
+    refuse_other_data(config)
     files.check_writable(config.folder, "choose another --out")
     data = load("digits")
     teacher = _train_teacher(config, data, callback) if config.from_scratch else bundled_teacher()
@@ -167,6 +169,14 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
     made = replace(loaded, method=method, training=training)
     scorer = scorer_for(digits_features(), data, evaluation, teacher=teacher)
     return Demo(config, data, teacher, made, evaluation, scorer)
+
+
+def refuse_other_data(config: DemoConfig) -> None:
+    """`ConfigError` for data whose students exist, and are not distilled."""
+    if config.data != "digits":
+        raise ConfigError(
+            f"this demo is of the digits, not of {config.data}: call prepare_images_demo(config)"
+        )
 
 
 def load_preset(kind: type[T], name: str, **changes: Any) -> T:

@@ -1,4 +1,4 @@
-"""What a demo writes beside its report: results.json, samples.png and quality.png."""
+"""The files of a demo beside its report: results.json, samples.png and quality.png."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -20,10 +20,12 @@ from halfstep.workflows.report import save
 class ImagesDemo:
     """A teacher of real images, its students, and the report of them that was measured once.
 
+    folder    of the students
     students  most steps first
     """
 
     config: DemoConfig
+    folder: Path
     teacher: Pipeline
     students: list[Pipeline]
     report: Report
@@ -53,9 +55,8 @@ def prepare_images_demo(config: DemoConfig) -> ImagesDemo:
     students = [Pipeline.load(place) for place in sorted(folder.glob("*-steps"), reverse=True)]
     report = read_report(folder)
     assert isinstance(report, Report)
-    return ImagesDemo(
-        config, Pipeline.load(models_beside(f"{config.data}-teacher")), students, report
-    )
+    teacher = Pipeline.load(models_beside(f"{config.data}-teacher"))
+    return ImagesDemo(config, folder, teacher, students, report)
 
 
 def _refuse_options(config: DemoConfig) -> None:

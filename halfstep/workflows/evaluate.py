@@ -75,7 +75,8 @@ def evaluate(
             package.module:function.
         held_out: data that no network was trained on, to measure memorisation; of Fashion-MNIST and
             CIFAR-10 the test images.
-        against: the real images that distances, precision and recall are measured to: data, or held-out.
+        against: the real images that Fréchet distance, KID, precision and recall are measured to: data,
+            or held-out.
         beside: runs of the same teacher, for a table of sizes.
         net: package.module:function that builds a network of your own.
         verify: of latents: compare the checksums of all files first.

@@ -59,8 +59,11 @@ def save(report: AnyReport, folder: Path) -> None:
     write_report(report, folder)
 
 
-def refuse_other_images(run: Path) -> None:
-    """`ConfigError` if a report against the run's own data would replace one against held-out images."""
+def refuse_other_images(run: Path, mend: str) -> None:
+    """`ConfigError` if a report against the run's own data would replace one against held-out images.
+
+    mend  what to write instead
+    """
     held_out = False
     with suppress(ConfigError, CheckpointError):  # no report, or one that cannot be read
         report = read_report(run)
@@ -68,8 +71,7 @@ def refuse_other_images(run: Path) -> None:
     if held_out:
         raise ConfigError(
             f"the report of '{run}' compares with held-out images, and would be replaced by distances to the "
-            f"run's own data: write --no-evaluate, then halfstep evaluate {run} --held-out DATA --against "
-            "held-out"
+            f"run's own data: {mend}"
         )
 
 

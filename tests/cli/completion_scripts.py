@@ -69,7 +69,7 @@ def _add(added, option):
         takes = "*" if arity(option.type) is None else arity(option.type)
         more = {} if takes == 1 else {"nargs": takes}
         argument = added.add_argument(*names, choices=choices, help=text, **more)
-    if Path in inner or option.name in PLACES:
+    if choices is None and (Path in inner or option.name in PLACES):
         argument.complete = shtab.FILE
 
 

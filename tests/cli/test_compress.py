@@ -113,6 +113,9 @@ def test_a_report_against_held_out_images_is_not_replaced(run, cli, tmp_path):
     assert (
         not list(copied.glob("compressed/*-50")) and (copied / "report.json").read_bytes() == before
     )
+    student = ["compress", run / "stages" / "0001-steps", "--prune", 0.5, "--data", "digits"]
+    teacher = ["--teacher", ASSETS / "digits-teacher", "--out", copied]
+    assert refused(cli(*student, *teacher, *QUICK), "choose another --out")
     assert cli(*words, "--no-evaluate")[0] == 0
     (copied / "report.json").write_text("{")
     assert cli(*words, *QUICK)[0] == 0

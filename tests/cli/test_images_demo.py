@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from halfstep.errors import ConfigError
 from halfstep.evaluation.report_files import read_report, save_report
 from halfstep.hub.bundled import bundled_teacher
 from halfstep.workflows import demo_files, demo_images
+from halfstep.workflows.demo import DemoConfig, prepare_demo
+from halfstep.workflows.demo_guided import prepare_guided_demo
 from tests.support.evidence import evidence, pictures, typed
 from tests.support.runs import refused
 
@@ -66,3 +69,10 @@ def test_a_package_without_the_repository_says_where_the_models_are(cli, tmp_pat
     monkeypatch.setattr("halfstep.hub.bundled.REPOSITORY", tmp_path / "site-packages")
     got = cli("demo", "--data", "fashion-mnist", "--out", tmp_path / "d")
     assert refused(got, "in the repository of halfstep, not in the package: clone it")
+
+
+@pytest.mark.parametrize("prepare", [prepare_demo, prepare_guided_demo])
+def test_the_demos_of_digits_refuse_other_data(prepare, tmp_path):
+    with pytest.raises(ConfigError, match="prepare_images_demo"):
+        prepare(DemoConfig(data="fashion-mnist", out=tmp_path / "d"))
+    assert not (tmp_path / "d").exists()

@@ -30,7 +30,5 @@ def demo_images(console: Console, config: DemoConfig) -> int:
     print_verdict(console, demo.report)
     say_report(console, out / "report.html")
     say_files(console, out)
-    say_next(
-        console, "sample", "examples/weights/fashion-mnist-students/0004-steps", "--out", "samples"
-    )
+    say_next(console, "sample", demo.folder / "0004-steps", "--out", "samples")
     return 0

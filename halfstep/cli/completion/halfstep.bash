@@ -43,7 +43,6 @@ _shtab_halfstep_export_option_strings=(--out --steps --dtype --format --merge --
 _shtab_halfstep_completion_option_strings=(--config --help)
 _shtab_halfstep_option_strings=(--help --version)
 
-_shtab_halfstep_demo___data_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_demo___out_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_demo___config_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_train_denoiser___out_COMPGEN=_shtab_compgen_files
@@ -253,6 +252,7 @@ _shtab_halfstep_export___out_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_export___config_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_completion___config_COMPGEN=_shtab_compgen_files
 
+_shtab_halfstep_demo___data_choices=(digits fashion-mnist)
 _shtab_halfstep_train_denoiser___predicts_choices=(x0 eps v velocity x0-and-eps)
 _shtab_halfstep_train_denoiser___noise_schedule_choices=(cosine vp-linear rectified-flow karras beta-table)
 _shtab_halfstep_train_denoiser___time_of_choices=(t sigma logsnr)

@@ -226,7 +226,7 @@ _shtab_halfstep_compress_options=(
 _shtab_halfstep_compress_defaults_added=0
 
 _shtab_halfstep_demo_options=(
-  "--data[fashion-mnist\: instead draw with students of Fashion-MNIST that the repository has, and show the scores that were measured for them.]:data:_files"
+  "--data[fashion-mnist\: instead draw with students of Fashion-MNIST that the repository has, and show the scores that were measured for them.]:data:(digits fashion-mnist)"
   "--guided[Instead\: one student for every guidance scale, with a page where its slider can be moved.]"
   "--out[Folder for the run, results.json and the pictures\: runs\/demo, runs\/demo-guided or runs\/demo-fashion-mnist.]:out:_files"
   "--quick[A tenth of the updates, and with --guided of the samples\: shows the machinery, not the quality.]"

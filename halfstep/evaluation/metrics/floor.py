@@ -89,22 +89,23 @@ def noted_floor(
     The floor is 0 if it is unknown, because a class of the samples has no real rows.
     """
     if classes == 1:
-        return sampling_floor(real, n), _too_few(real)
+        return sampling_floor(real, n), _too_few(*real.shape)
     if labels is not None:
         _refuse_other_labels(real, labels)
-    if labels is None or int((labels >= 0).sum()) < LEAST:
-        return sampling_floor(real, n), BY_CHANCE
+    known = 0 if labels is None else int((labels >= 0).sum())
+    if labels is None or known < LEAST:
+        few = _too_few(*real.shape)
+        return sampling_floor(real, n), f"{BY_CHANCE}; {few}" if few else BY_CHANCE
     if missing := len(_missing(labels, n, classes)):
         return (
             0.0,
             f"unknown: {missing} of the {classes} classes of the samples have no real images",
         )
-    return sampling_floor(real, n, labels=labels, classes=classes), _too_few(real)
+    return sampling_floor(real, n, labels=labels, classes=classes), _too_few(known, real.shape[1])
 
 
-def _too_few(real: Tensor) -> str:
-    """A note where the halves of the real rows have too few for a covariance of full rank; else empty."""
-    count, dimensions = real.shape
+def _too_few(count: int, dimensions: int) -> str:
+    """A note where the halves of so many real rows have too few for a covariance of full rank; else empty."""
     if count >= 2 * dimensions:
         return ""
     return f"too low: {count:,} real images, and {dimensions:,} features need {2 * dimensions:,}"

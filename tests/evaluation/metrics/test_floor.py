@@ -173,6 +173,13 @@ def test_fewer_rows_than_two_a_dimension_make_the_floor_too_low_and_it_says_so(c
     assert floor > 0 and not note
     floor, note = noted_floor(real[:47], 30, labels=labels[:47], classes=classes)
     assert floor > 0 and note == "too low: 47 real images, and 24 features need 48"
+    unknown = labels.clone()
+    unknown[:9] = -1  # of a known class are 39, and of no class that samples take in turn all 48
+    too_low = f"too low: {48 if classes == 1 else 39} real images, and 24 features need 48"
+    note = noted_floor(real, 30, labels=unknown, classes=classes)[1]
+    assert note == ("" if classes == 1 else too_low)
+    note = noted_floor(real[:47], 30, classes=2)[1]
+    assert note == f"{BY_CHANCE}; too low: 47 real images, and 24 features need 48"
     few = [
         real[:24],
         *(torch.randn(24, 24, generator=generator, dtype=torch.float64) for _ in range(9)),
