@@ -1,14 +1,9 @@
-"""The models of handwritten digits bundled with halfstep, and those of images in its repository."""
+"""The models of handwritten digits bundled with halfstep."""
 
 from importlib.resources import as_file, files
-from pathlib import Path
 
 from halfstep import storage
-from halfstep.errors import ConfigError
 from halfstep.pipeline import Pipeline
-
-REPOSITORY = Path(__file__).parents[2]
-"""The folder that the package is in: the repository, unless it was installed elsewhere."""
 
 
 def bundled_teacher() -> Pipeline:
@@ -30,19 +25,3 @@ def bundled_cost(name: str) -> dict[str, float]:
     """
     with as_file(files("halfstep") / "assets" / name / "cost.json") as path:
         return storage.read_json(path, dict[str, float])
-
-
-def models_beside(name: str) -> Path:
-    """The folder of models that only the repository has, because they would make the package too large.
-
-    name  fashion-mnist-teacher or fashion-mnist-students
-
-    `ConfigError` if halfstep was not installed from a clone in place.
-    """
-    folder = REPOSITORY / "examples" / "weights" / name
-    if not folder.is_dir():
-        raise ConfigError(
-            f"the models '{name}' are in the repository of halfstep, not in the package: clone it, "
-            "write make install there, and call its .venv/bin/halfstep"
-        )
-    return folder

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from halfstep import files, storage
 from halfstep.config import JsonObject
@@ -12,7 +12,6 @@ from halfstep.config.preset_files import preset
 from halfstep.config.toml import from_file
 from halfstep.config.validate import Seed, Validated
 from halfstep.data import Data, load
-from halfstep.errors import ConfigError
 from halfstep.evaluation import Candidates, digits_features, Evaluation, SampleScorer
 from halfstep.evaluation.report_data import Report, RunSummary, TrainingCost, TrainingCosts
 from halfstep.evaluation.report_rows import Comparison, teacher_rows, TeacherRows
@@ -43,14 +42,10 @@ M = TypeVar("M")
 class DemoConfig(Validated):
     """Distil a teacher of handwritten digits to 8, 4, 2 and 1 steps, score every student, draw them."""
 
-    data: Literal["digits", "fashion-mnist"] = "digits"
-    """fashion-mnist: instead draw with students of Fashion-MNIST that the repository has, and show the
-    scores that were measured for them."""
     guided: bool = False
     """Instead: one student for every guidance scale, with a page where its slider can be moved."""
     out: Path | None = None
-    """Folder for the run, results.json and the pictures: runs/demo, runs/demo-guided or
-    runs/demo-fashion-mnist."""
+    """Folder for the run, results.json and the pictures: runs/demo, or runs/demo-guided."""
     quick: bool = False
     """A tenth of the updates, and with --guided of the samples: shows the machinery, not the quality."""
     from_scratch: bool = False
@@ -66,8 +61,7 @@ class DemoConfig(Validated):
     @property
     def folder(self) -> Path:
         """Folder for the results."""
-        name = "demo-guided" if self.guided else "demo"
-        return self.out or Path("runs", name if self.data == "digits" else f"demo-{self.data}")
+        return self.out or Path("runs/demo-guided" if self.guided else "runs/demo")
 
     @property
     def samples(self) -> int:
@@ -144,16 +138,15 @@ class Demo:
             progress=progress,
         )
         storage.write_json(config.folder / "results.json", demo_results(report))
-        draw_demo(config.folder, self.teacher, students, report)
+        draw_demo(config.folder, self.teacher, students, report, progress=progress)
         return report
 
 
 def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None) -> Demo:
     """Load the data and the teacher; with `from_scratch`, train the teacher into OUT/teacher.
 
-    `ConfigError` for other data than the digits, and for a folder that cannot be written.
+    `ConfigError` for a folder that cannot be written.
     """
-    refuse_other_data(config)
     files.check_writable(config.folder, "choose another --out")
     data = load("digits")
     teacher = _train_teacher(config, data, callback) if config.from_scratch else bundled_teacher()
@@ -169,14 +162,6 @@ def prepare_demo(config: DemoConfig, *, callback: ProgressCallback | None = None
     made = replace(loaded, method=method, training=training)
     scorer = scorer_for(digits_features(), data, evaluation, teacher=teacher)
     return Demo(config, data, teacher, made, evaluation, scorer)
-
-
-def refuse_other_data(config: DemoConfig) -> None:
-    """`ConfigError` for data whose students exist, and are not distilled."""
-    if config.data != "digits":
-        raise ConfigError(
-            f"this demo is of the digits, not of {config.data}: call prepare_images_demo(config)"
-        )
 
 
 def load_preset(kind: type[T], name: str, **changes: Any) -> T:

@@ -25,7 +25,6 @@ from halfstep.workflows.demo import (
     distill_students,
     DistillPreset,
     load_preset,
-    refuse_other_data,
     write_demo_report,
 )
 from halfstep.workflows.demo_files import common_results
@@ -104,10 +103,8 @@ class GuidedDemo:
 def prepare_guided_demo(config: DemoConfig) -> GuidedDemo:
     """Load the data, the bundled teacher and the preset of its students.
 
-    `ConfigError` for other data than the digits, for a folder that cannot be written, and for a seed where
-    nothing is trained.
+    `ConfigError` for a folder that cannot be written, and for a seed where nothing is trained.
     """
-    refuse_other_data(config)
     files.check_writable(config.folder, "choose another --out")
     data, teacher = load("digits"), bundled_teacher()
     if config.seed and not config.from_scratch:

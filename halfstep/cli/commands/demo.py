@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 from halfstep.cli.commands.demo_guided import demo_guided
-from halfstep.cli.commands.demo_images import demo_images
-from halfstep.cli.console.demo_files import say_files
 from halfstep.cli.console.next_command import say_next
 from halfstep.cli.console.progress import Bars, counting, say, terminal
 from halfstep.cli.console.run_lines import describe, updates_on
@@ -19,8 +17,6 @@ def main(argv: Sequence[str]) -> int:
     """Run the demo; print the table and the files."""
     console = terminal()
     config = parse(DemoConfig, argv, prog="halfstep demo")
-    if config.data != "digits":
-        return demo_images(console, config)
     if config.guided:
         return demo_guided(console, config)
     with Bars(console) as bars:
@@ -40,6 +36,12 @@ def main(argv: Sequence[str]) -> int:
     print_demo(console, report)
     print_verdict(console, report)
     say_report(console, config.folder / "report.html")
-    say_files(console, config.folder)
+    for label, name in (
+        ("pictures", "samples.png"),
+        ("", "quality.png"),
+        ("numbers", "results.json"),
+    ):
+        if (config.folder / name).exists():
+            say(console, label, config.folder / name)
     say_next(console, "train", "denoiser", "--data", "FOLDER", "--size", 32, "--out", "TEACHER")
     return 0

@@ -10,7 +10,7 @@ _shtab_halfstep_distill_subparsers=(progressive flow-map multistep-consistency p
 _shtab_halfstep_compare_subparsers=(knowledge)
 _shtab_halfstep_subparsers=(demo train distill latents sample encode compare evaluate report play runs compress grid export completion)
 
-_shtab_halfstep_demo_option_strings=(--data --guided --out --quick --from-scratch --seed --n --device --config --help)
+_shtab_halfstep_demo_option_strings=(--guided --out --quick --from-scratch --seed --n --device --config --help)
 _shtab_halfstep_train_denoiser_option_strings=(--out --device --extend --from-previous --dry-run --log --samples-every --data --size --channels --flip --skip-bad --net --net-config --labels --texts --predicts --noise-schedule --schedule-config --time-of --time-scale --time-offset --sampling-clip --updates --weighting --levels --drop-labels --batch-size --micro-batch-size --learning-rate --learning-rate-schedule --warmup --optimiser --betas --weight-decay --max-grad-norm --ema --precision --compile --save-every --log-every --seed --shard --preset --config --help)
 _shtab_halfstep_train_classifier_option_strings=(--out --device --extend --from-previous --dry-run --log --data --size --channels --flip --skip-bad --net --net-config --init --resize --mean --std --augment --views --labels-per-class --validate --updates --label-smoothing --batch-size --micro-batch-size --learning-rate --learning-rate-schedule --warmup --optimiser --betas --weight-decay --max-grad-norm --ema --precision --compile --save-every --log-every --seed --preset --config --help)
 _shtab_halfstep_train_codec_option_strings=(--out --device --extend --from-previous --dry-run --log --samples-every --data --size --channels --flip --skip-bad --factor --latent-channels --width --codec-config --updates --error --kl-weight --batch-size --micro-batch-size --learning-rate --learning-rate-schedule --warmup --optimiser --betas --weight-decay --max-grad-norm --ema --precision --compile --save-every --log-every --seed --preset --config --help)
@@ -252,7 +252,6 @@ _shtab_halfstep_export___out_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_export___config_COMPGEN=_shtab_compgen_files
 _shtab_halfstep_completion___config_COMPGEN=_shtab_compgen_files
 
-_shtab_halfstep_demo___data_choices=(digits fashion-mnist)
 _shtab_halfstep_train_denoiser___predicts_choices=(x0 eps v velocity x0-and-eps)
 _shtab_halfstep_train_denoiser___noise_schedule_choices=(cosine vp-linear rectified-flow karras beta-table)
 _shtab_halfstep_train_denoiser___time_of_choices=(t sigma logsnr)

@@ -8,7 +8,6 @@
 
 
 complete halfstep \
-        'c/--data=/(digits fashion-mnist)/' \
         'c/--out=/f/' \
         'c/--config=/f/' \
         'c/--data=/f/' \
@@ -60,7 +59,6 @@ complete halfstep \
         'c/--format=/(pipeline torch-export onnx diffusers lora comfyui)/' \
         'c/--/(addim against augment baselines batch-size beside betas budget cache channels choose codec codec-config compile config cost-rounds counts data denoising depth device drop-labels dry-run dtype ema encode-batch error evaluate extend factor family feature-weight features first flip format from-previous from-scratch full full-sampler gate-seed gradient-checkpointing grid guidance-embed-dim guidance-range guidance-scale guidance-scales guided guided-updates half halving-updates held-out help host html images init int8 json keep kl-weight label-smoothing labels labels-per-class latent-channels learning-rate learning-rate-schedule levels license log log-every logits lora-rank margin mask max-grad-norm mean merge methods metrics micro-batch-size mirror model n negative-prompt negative-prompts net net-config new-noises no-evaluate no-logits no-mirror no-warm-start noise noise-schedule noise-seed noises npz offload one-student optimiser out output per-class points port precision predicts preset prompt prompts prune prune-rows push quick ramp-from recipe recipe-config recipes reparameterise-updates resize sampler samples samples-every sampling-clip save-every scale schedule-config seed seeds shard shown size skip-bad solver source split split-samples start std steps stop strength student student-net t-end-embed-dim target-clip target-sampler target-steps teacher teacher-config teacher-net temperatures text texts time-of time-offset time-scale times tokens tolerance unlabelled until updates validate variance verify version views walks warm-start warmup watch weight-decay weighting weights width zero-snr)/' \
         'c/-/(- -)/' \
-        'n/--data/(digits fashion-mnist)/' \
         'n/--out/f/' \
         'n/--config/f/' \
         'n/--data/f/' \

@@ -226,9 +226,8 @@ _shtab_halfstep_compress_options=(
 _shtab_halfstep_compress_defaults_added=0
 
 _shtab_halfstep_demo_options=(
-  "--data[fashion-mnist\: instead draw with students of Fashion-MNIST that the repository has, and show the scores that were measured for them.]:data:(digits fashion-mnist)"
   "--guided[Instead\: one student for every guidance scale, with a page where its slider can be moved.]"
-  "--out[Folder for the run, results.json and the pictures\: runs\/demo, runs\/demo-guided or runs\/demo-fashion-mnist.]:out:_files"
+  "--out[Folder for the run, results.json and the pictures\: runs\/demo, or runs\/demo-guided.]:out:_files"
   "--quick[A tenth of the updates, and with --guided of the samples\: shows the machinery, not the quality.]"
   "--from-scratch[Train the teacher first, instead of the one that comes with halfstep\; with --guided distil the students, instead of the ones that come with halfstep.]"
   "--seed[Seed of training\; the scores always use the same noise.]:seed:"
