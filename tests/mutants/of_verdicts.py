@@ -51,7 +51,7 @@ MUTANTS = (
         ("range(min(n, classes))", "range(classes)"),
         ("if len(labels) != len(real):", "if len(labels) > len(real):"),
         ("if n < 2 or len(real) < LEAST:", "if n < 1 or len(real) < LEAST:"),
-        ("(labels >= 0).sum()) < LEAST", "(labels >= 0).sum()) < 1"),
+        ("known < LEAST", "known < 1"),
         ("(stratum.few for stratum in strata) < 2", "(stratum.few for stratum in strata) < 1"),
     ),
     *of(
