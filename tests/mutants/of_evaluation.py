@@ -37,6 +37,7 @@ MUTANTS = (
     *of(
         "workflows/compress",
         "cli/compress",
+        ('refuse_other_images(config.out, "choose another --out")', "pass"),
         ("verify=config.verify, device", "device"),
         ("load(config.data, verify=config.verify,", "load(config.data, verify=False,"),
         ('"teacher", "verify",', '"teacher",'),
@@ -51,6 +52,8 @@ MUTANTS = (
         "evaluation/metrics/floor",
         "evaluation/metrics/floor",
         ("if count >= 2 * dimensions:", "if count >= dimensions:"),
+        ("_too_few(known, real.shape[1])", "_too_few(*real.shape)"),
+        ('f"{BY_CHANCE}; {few}" if few else BY_CHANCE', "BY_CHANCE"),
         ("if count >= 2 * dimensions:", "if count > 2 * dimensions:"),
     ),
     *of("workflows/latents", "cli/latents", ("split=config.split,", 'split="train",')),

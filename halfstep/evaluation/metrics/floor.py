@@ -33,8 +33,8 @@ def sampling_floor(
     without any noise is kept as it is.
 
     It needs N of at least 2 D, because a part is about half of the rows: with D rows it is a quarter too low,
-    with D / 2 half. The single row of a class stands in
-    both parts and has no noise: many such classes make the floor too low.
+    with D / 2 half. The single row of a class stands in both parts and has no noise: many such classes make
+    the floor too low.
 
     Args:
         real: float [N, D], features, N at least 4.
@@ -82,11 +82,12 @@ def sampling_floor(
 def noted_floor(
     real: Tensor, n: int, *, labels: Tensor | None = None, classes: int = 1
 ) -> tuple[float, str]:
-    """The floor of n samples of so many classes in turn, and a note if it is unknown, too low or of others.
+    """The floor of n samples of so many classes in turn, and a note if it cannot be trusted.
 
     labels  class of each real row, -1 if unknown; None if all are
 
-    The floor is 0 if it is unknown, because a class of the samples has no real rows.
+    The floor is 0 if it is unknown, because a class of the samples has no real rows. The note also says
+    where real rows are too few, and where their classes are unknown.
     """
     if classes == 1:
         return sampling_floor(real, n), _too_few(*real.shape)
