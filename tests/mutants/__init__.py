@@ -4,6 +4,7 @@ A new formula brings its mutants: add them to the file of its floor.  `python -m
 """
 
 from tests.mutants import (
+    of_classifier_methods,
     of_cli,
     of_compare,
     of_data,
@@ -19,6 +20,7 @@ from tests.mutants import (
     of_recipes,
     of_report,
     of_samplers,
+    of_smaller_students,
     of_training,
     of_verdicts,
     of_walks,
@@ -36,6 +38,8 @@ FLOORS = (
     of_nets,
     of_data,
     of_methods,
+    of_classifier_methods,
+    of_smaller_students,
     of_parallel_decoding,
     of_walks,
     of_evaluation,

@@ -1,4 +1,4 @@
-"""Of kept walks: their points, their files, and the students that learn from them."""
+"""Of walks: their points, their files, the students that learn from kept ones, and training without data."""
 
 from tests.mutants.mutant import of
 
@@ -113,5 +113,85 @@ MUTANTS = (
         "training/cached_walks",
         ("self.job.walks or Path(out) / WALKS", "Path(out) / WALKS"),
         ("scales if teacher.takes_scale else None", "None"),
+    ),
+    *of(
+        "methods/diffusion/matching",
+        "methods/diffusion/walks",
+        (
+            "level_of(self.schedule_of_x, places[0], x0)",
+            "level_of(self.schedule_of_x, places[-1], x0)",
+        ),
+        ("self._time(k + jitter), self._time(k + 1 + jitter)", "self._time(k), self._time(k + 1)"),
+        ("self._time(k + 1 + jitter)", "self._time(k + 2 + jitter)"),
+        ("(1 - share).clamp(EDGE, 1 - EDGE)", "1 - share"),
+        ("(share * self.levels).floor()", "(share * self.levels).ceil()"),
+        ("if self.clip is not None:", "if False:"),
+    ),
+    *of(
+        "methods/diffusion/progressive",
+        "methods/diffusion/walks",
+        ("self.steps_from(self.merged * k)", "self.steps_from(k)"),
+        ("return len(self.times) // self.merged", "return len(self.times)"),
+    ),
+    *of(
+        "methods/diffusion/few_steps",
+        "methods/diffusion/walks",
+        ("return self.clip(guess, x_t,", "return guess or self.clip(guess, x_t,"),
+    ),
+    *of(
+        "methods/diffusion/stochastic",
+        "methods/diffusion/walks",
+        ("on_grid(self.times, 2 * k + 2)", "on_grid(self.times, 2 * k + 1)"),
+        ("return jump(pred, end, following, fresh)", "return end.mix(pred.x0, pred.eps)"),
+    ),
+    *of(
+        "methods/diffusion/reparameterise",
+        "methods/diffusion/walks",
+        ("eps = (x_t - level.alpha * pred.x0)", "eps = (x_t + level.alpha * pred.x0)"),
+        ("Prediction(pred.x0, torch.where(blind, eps, pred.eps))", "Prediction(pred.x0, pred.eps)"),
+        ("clamp(min=math.log(self.readable))", "clamp(min=-30)"),
+    ),
+    *of(
+        "methods/diffusion/guided",
+        "methods/diffusion/walks",
+        (
+            "self.objective.conditioned(with_scale(cond, scale), draw)",
+            "self.objective.conditioned(cond, draw)",
+        ),
+    ),
+    *of(
+        "methods/diffusion/walk_states",
+        "methods/diffusion/walks",
+        ("level_of(schedule, t, noise).sigma * noise", "noise"),
+        (
+            "lambda: self.noise(state.walks, state.k + 1)",
+            "lambda: self.noise(state.walks, state.k)",
+        ),
+        ("return self.columns.pop(0)", "return self.columns[0]"),
+        ("walks.draws[:, 1:]", "walks.draws[:, :2]"),
+        ("jitter = walks.draws[:, 0]", "jitter = walks.draws[:, 1]"),
+        ("if update != self.update:", "if self.update is None:"),
+        ("range(update - self._length + 1, update)", "range(update - self._length + 2, update)"),
+        ("self.update = update + 1", "self.update = update"),
+        ("rows * length // self.whole", "rows % length"),
+        ("steps // length * self.whole + rows", "steps // length + rows"),
+        ("new = new[number[new] >= 0]", "new = new[number[new] > 0]"),
+        ("update * draw.whole + torch.arange", "update + torch.arange"),
+        ("match.sampled(x, state.places, guess)", "guess"),
+        ("k == place + 1", "k == place"),
+        (
+            "rows = [int(in_turn(self.seed, self.stage, walk, 1, count))",
+            "rows = [int(in_turn(self.seed, self.stage, 0, 1, count))",
+        ),
+    ),
+    *of(
+        "methods/diffusion/walks",
+        "methods/diffusion/walks",
+        ("if draw.place is None:", "if False:"),
+        ("lanes.keep(draw.place[2], state, target)", "pass"),
+        ("last - first + 1 for first", "last - first for first"),
+        ("(u + 1) * batch - 1", "(u + 1) * batch"),
+        ("whole * sum(walks)", "sum(walks)"),
+        ("if seed not in states:", "if True:"),
     ),
 )  # fmt: skip
