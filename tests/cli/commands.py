@@ -6,6 +6,11 @@ import halfstep
 from halfstep.cli import ALONE, main, VERBS
 
 TINY = ["--net", "mlp", "--net-config", "width", "16", "depth", "1", "--data", "two-moons"]
+POINTS = [
+    *("train", "denoiser", "--data", "two-moons", "--net", "mlp"),
+    *("--batch-size", "8", "--save-every", "2", "--log-every", "2"),
+]
+TRAIN = [*POINTS, "--updates", "4"]
 SHIPPED = Path(halfstep.__file__).parent / "assets" / "digits-teacher"
 COMMANDS = [
     f"{verb} {kind}".strip()

@@ -16,25 +16,20 @@ from PIL import Image
 
 from halfstep import capacity, files
 from halfstep.cli import main
-from halfstep.cli.console.progress import Terminal, terminal
+from halfstep.cli.console.progress import terminal
 from halfstep.cli.console.run_lines import run_context
 from halfstep.cli.console.run_plan import plan_only
 from halfstep.cli.parse import parse
-from halfstep.errors import CheckpointError, DataError
+from halfstep.errors import CheckpointError
 from halfstep.pipeline import Pipeline
 from halfstep.training import checkpoint
-from halfstep.training.run_folder import RunFolder
 from halfstep.workflows.report import save
 from halfstep.workflows.train_denoiser import TrainDenoiserConfig
+from tests.cli.commands import POINTS, TRAIN
 from tests.support.disk import largest_file
 from tests.support.evidence import evidence, pictures, typed
 from tests.support.runs import everything, refused
 
-POINTS = [
-    *("train", "denoiser", "--data", "two-moons", "--net", "mlp"),
-    *("--batch-size", "8", "--save-every", "2", "--log-every", "2"),
-]
-TRAIN = [*POINTS, "--updates", "4"]
 KNOWLEDGE = (
     "distill knowledge --data digits --teacher {made}/clf --net shallow --updates 1 --batch-size 8 "
     "--cache out/kept --out out/s"
@@ -420,144 +415,6 @@ def test_a_run_whose_folder_went_away_says_so(how, when, cli, tmp_path, monkeypa
     else:
         assert not run.exists()
         assert cli(*TRAIN, "--out", "run")[0] == 0
-
-
-# -- readers and terminals that leave --------------------------------------------------------------
-
-
-class Deaf:
-    """A stream that nobody reads after so many lines."""
-
-    encoding, fileno = "utf-8", None
-
-    def __init__(self, code, after):
-        self.code, self.left, self.text = code, after, ""
-
-    def write(self, text):
-        self.left -= text.count("\n")
-        if self.left < 0:
-            raise OSError(self.code, os.strerror(self.code))
-        self.text += text
-        return len(text)
-
-    def flush(self):
-        if self.left < 0:
-            raise OSError(self.code, os.strerror(self.code))
-
-
-@pytest.mark.parametrize("code, status", [(errno.EPIPE, 141), (errno.EIO, 141), (errno.ENOSPC, 2)])
-def test_training_that_nobody_reads_saves_and_stops(code, status, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    typed = [*POINTS, "--updates", "40", "--save-every", "40", "--out", "run"]
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", Deaf(code, 4))
-        assert main(typed) == status
-    [saved] = (tmp_path / "run" / "checkpoints").glob("*.json")
-    assert int(saved.stem.partition("-")[2]) < 40
-    assert "stopped at update" in capsys.readouterr().err
-    assert main(typed) == 0
-
-
-def test_a_bar_in_a_thread_does_not_end_the_process():
-    """It is silent then, and the next update hears of it."""
-    from threading import Thread
-
-    from halfstep.cli.console.progress import _Out, Bars
-
-    console = Terminal(file=_Out(Deaf(errno.EIO, 0)))
-    thread = Thread(target=console.print, args=("text",))
-    thread.start()
-    thread.join()
-    assert isinstance(console.closed, BrokenPipeError)
-    console.print("nothing comes of it")
-    with pytest.raises(BrokenPipeError):
-        Bars(console).step(1, 0.1)
-
-
-def test_a_reader_who_has_read_enough(tmp_path):
-    """As `halfstep train ... | head -n 1` does it."""
-    typed = [*POINTS, "--updates", "4000", "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "halfstep", *typed]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as training:
-        for _ in range(4):
-            training.stdout.readline()
-        training.stdout.close()
-        assert training.wait(60) == 141
-        errors = training.stderr.read().decode()
-    assert errors.startswith("halfstep: stopped at update") and errors.count("\n") == 1
-    assert list((tmp_path / "run" / "checkpoints").glob("*.json"))
-
-
-# -- names -----------------------------------------------------------------------------------------
-
-LATIN = os.fsdecode(b"caf\xe9")
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        [*TRAIN, "--out", LATIN],
-        [*TRAIN[:2], "--data", LATIN, "--net", "mlp", "--out", "run"],
-        ["sample", LATIN, "--out", "x.png"],
-        ["evaluate", LATIN],
-        ["demo", "--out", LATIN],
-        [*TRAIN, "--config", LATIN, "--out", "run"],
-    ],
-)
-def test_a_name_that_is_no_unicode_is_refused_before_a_folder_is_made(typed, cli, tmp_path):
-    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    assert refused(cli(*typed), "UTF-8")
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_classes_are_text_and_files_may_have_any_name(tmp_path):
-    from halfstep.data import load
-    from halfstep.data.latents.image_stream import stream
-
-    picture = Image.fromarray(np.zeros((8, 8), np.uint8))
-    (tmp_path / "a").mkdir()
-    picture.save(tmp_path / "a" / "x.png")
-    shutil.copy(tmp_path / "a" / "x.png", os.fsencode(tmp_path) + b"/a/caf\xe9.png")
-    assert len(load(str(tmp_path))) == 2
-    images = stream(str(tmp_path))
-    assert images.digest(range(2)) and images.stamp(range(2))
-    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    shutil.copy(tmp_path / "a" / "x.png", os.fsencode(tmp_path) + b"/caf\xe9/x.png")
-    for read in (load, stream):
-        with pytest.raises(DataError, match="UTF-8"):
-            read(str(tmp_path))
-
-
-def test_a_run_in_a_folder_whose_name_is_no_unicode(cli, tmp_path, monkeypatch):
-    """Its options name no such folder, so it is trained, sampled and measured."""
-    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    monkeypatch.chdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    assert cli(*TRAIN, "--out", ".")[0] == 0
-    assert cli("sample", ".", "--n", "2", "--out", "x.png")[0] == 0
-
-
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_options_from_a_file_with_a_mark(mark, cli, tmp_path):
-    (tmp_path / "o.toml").write_text(f'{mark}data = "two-moons"\nnet = "mlp"\n', encoding="utf-8")
-    assert (
-        cli(
-            "train",
-            "denoiser",
-            "--config",
-            "o.toml",
-            "--updates",
-            "1",
-            "--batch-size",
-            "8",
-            "--out",
-            "r",
-        )[0]
-        == 0
-    )
-    assert RunFolder.open(tmp_path / "r").config["data"] == "two-moons"
 
 
 # -- no locks --------------------------------------------------------------------------------------

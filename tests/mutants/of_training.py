@@ -318,7 +318,7 @@ MUTANTS = (
     *of("training/signals", "training/engine", ('"SIGTERM", "SIGHUP"', '"SIGTERM"')),
     *of("training/run_repair", "cli/folders", ("files.refuse_link(place)", "pass")),
     *of("training/run_folder", "cli/folders", ("self.folder.rmdir()", "pass")),
-    *of("training/progress", "cli/folders", ("self._request.set()", "pass")),
+    *of("training/progress", "cli/leaving_readers", ("self._request.set()", "pass")),
     *of(
         "training/run_progress",
         "training/run_progress",
